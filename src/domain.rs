@@ -1,0 +1,12 @@
+//! What avouch is about, in plain Rust: identifiers, time, sessions, tokens, events, and the pure
+//! functions that decide what may happen to them.
+//!
+//! Nothing here does I/O, knows an engine, a wire format or a runtime. Time and randomness come in
+//! as arguments.
+
+pub mod claims;
+pub mod clock;
+pub mod entropy;
+pub mod ids;
+pub mod scope;
+pub mod secret;

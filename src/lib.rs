@@ -1,0 +1,3 @@
+//! avouch proves who people and workloads are, and takes tokens back in milliseconds.
+
+pub mod domain;

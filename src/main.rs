@@ -1,0 +1,2 @@
+//! The `avouch` program.
+fn main() {}
