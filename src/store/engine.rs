@@ -1,0 +1,239 @@
+//! What an engine must do: run one decision after another over keys and values, make what they
+//! wrote durable, tell the observer, and only then answer. Knows no sessions and no tokens.
+//!
+//! The verbs of [`Store`](super::Store) are written once, over [`Txn`], in `ledger.rs`; an engine
+//! carries bytes.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::domain::clock::Timestamp;
+use crate::domain::ids::{Cursor, LogId, Revision};
+
+/// A record as it lies in the engine, without the engine's own checksum.
+pub type Value = Vec<u8>;
+
+/// A range of keys, the end excluded.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyRange {
+    /// The first key.
+    pub start: Vec<u8>,
+    /// The first key beyond; none means up to the last.
+    pub end: Option<Vec<u8>>,
+}
+
+impl KeyRange {
+    /// All keys that begin with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> Self {
+        let mut end = prefix.to_vec();
+        while let Some(last) = end.pop() {
+            if last < u8::MAX {
+                end.push(last + 1);
+                return Self { start: prefix.to_vec(), end: Some(end) };
+            }
+        }
+        Self { start: prefix.to_vec(), end: None }
+    }
+}
+
+/// Which end of a range to read from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Order {
+    /// From the first key.
+    Ascending,
+    /// From the last key.
+    Descending,
+}
+
+/// Point and range reads.
+pub trait Reads {
+    /// The value under `key`.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the record does not match its checksum, and whatever the
+    /// engine's I/O may give.
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError>;
+
+    /// Up to `limit` records of a range.
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    fn scan(
+        &self,
+        range: &KeyRange,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Value)>, StoreError>;
+}
+
+/// One decision in the making: it reads through what it has written itself, and writes nothing
+/// until the engine commits it.
+pub struct Txn<'a> {
+    base: &'a dyn Reads,
+    writes: BTreeMap<Vec<u8>, Option<Value>>,
+    event: Option<Value>,
+}
+
+impl<'a> Txn<'a> {
+    /// A transaction over `base`, which for a group commit includes the decisions before this one.
+    pub fn new(base: &'a dyn Reads) -> Self {
+        Self { base, writes: BTreeMap::new(), event: None }
+    }
+
+    /// The value under `key` as this decision sees it.
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    pub fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        match self.writes.get(key) {
+            Some(own) => Ok(own.clone()),
+            None => self.base.get(key),
+        }
+    }
+
+    /// Up to `limit` records of a range, without what this decision itself has written.
+    ///
+    /// # Errors
+    /// As for [`Reads::scan`].
+    pub fn scan_committed(
+        &self,
+        range: &KeyRange,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Value)>, StoreError> {
+        self.base.scan(range, order, limit)
+    }
+
+    /// Writes a record.
+    pub fn put(&mut self, key: Vec<u8>, value: Value) {
+        self.writes.insert(key, Some(value));
+    }
+
+    /// Removes a record.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.writes.insert(key, None);
+    }
+
+    /// Appends the one event of this change to the log. The engine gives it its revision.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] when the change has an event already: one change, one event.
+    pub fn append(&mut self, event: Value) -> Result<(), StoreError> {
+        if self.event.replace(event).is_some() {
+            return Err(StoreError::Internal("a change appended two events"));
+        }
+        Ok(())
+    }
+
+    /// What the decision wants committed.
+    pub fn into_parts(self) -> (BTreeMap<Vec<u8>, Option<Value>>, Option<Value>) {
+        (self.writes, self.event)
+    }
+}
+
+/// What a decision answers, its type forgotten on the way through the engine.
+pub type Answer = Box<dyn Any + Send>;
+
+/// A decision: a pure function of what it reads. An engine may run it more than once and commits
+/// what the last run wrote.
+pub type Decision = Box<dyn Fn(&mut Txn<'_>) -> Result<Answer, StoreError> + Send>;
+
+/// Where a committed decision stands in the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Commit {
+    /// The revision of its event, if it had one.
+    pub event: Option<Revision>,
+    /// The newest revision once it was committed.
+    pub head: Revision,
+}
+
+/// An event of the log as an engine keeps it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LoggedEvent {
+    /// Its revision.
+    pub revision: Revision,
+    /// What [`Txn::append`] was given.
+    pub value: Value,
+}
+
+/// Is told of every durable group of commits, in order, before any of their callers gets an answer.
+pub trait Observer: Send + Sync + 'static {
+    /// These events are durable, and so is everything up to `head`. It must be quick and must not
+    /// call the store.
+    fn durable(&self, events: &[LoggedEvent], head: Revision);
+}
+
+/// How an engine is doing.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct EngineStatus {
+    /// Why it no longer commits, if it does not.
+    pub failed: Option<String>,
+    /// Whether it refuses writes because space is low.
+    pub low_space: bool,
+    /// Bytes on disk; zero for an engine that has none.
+    pub disk_bytes: u64,
+    /// Bytes free on its disk; `u64::MAX` when it has none.
+    pub free_bytes: u64,
+    /// Decisions committed since it was opened.
+    pub commits: u64,
+    /// Groups they were committed in.
+    pub groups: u64,
+    /// Time spent making groups durable, in all.
+    pub sync_time: Duration,
+    /// Decisions waiting for their group.
+    pub queued: u64,
+}
+
+/// Carries the records of one avouch.
+#[async_trait]
+pub trait Engine: Reads + Send + Sync + 'static {
+    /// Runs `decision` after all that were submitted before it and commits what it wrote, whole or
+    /// not at all. When this returns Ok, the commit is durable, so is everything that the decision
+    /// read, and the observer has seen its event. When the decision returns an error, nothing of it
+    /// is written.
+    ///
+    /// # Errors
+    /// What the decision returned, or [`StoreError::Unavailable`] when the engine cannot say that
+    /// the commit is durable; its outcome is then unknown until the store is opened again.
+    async fn commit(&self, decision: Decision) -> Result<(Answer, Commit), StoreError>;
+
+    /// As [`Engine::commit`], but allowed although space is low: for decisions that free space.
+    ///
+    /// # Errors
+    /// As for [`Engine::commit`].
+    async fn commit_freeing(&self, decision: Decision) -> Result<(Answer, Commit), StoreError>;
+
+    /// Up to `limit` durable events with a revision above `after`, in order.
+    ///
+    /// # Errors
+    /// As for [`Reads::scan`].
+    fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError>;
+
+    /// Which log this is.
+    fn log_id(&self) -> LogId;
+
+    /// The newest durable position.
+    fn head(&self) -> Cursor;
+
+    /// The latest moment that was ever committed with the time key; the floor of the
+    /// clock when the engine was opened.
+    fn time_floor(&self) -> Timestamp;
+
+    /// Sets who is told of durable events. At most one; a later call replaces it.
+    fn observe(&self, observer: Arc<dyn Observer>);
+
+    /// How it is doing.
+    fn status(&self) -> EngineStatus;
+
+    /// Whether the engine has proved just now that it can make something durable. `as_of` freezes
+    /// while this is false.
+    async fn prove_contact(&self) -> bool;
+
+    /// Makes durable what is not, and stops. Later commits get [`StoreError::Unavailable`].
+    async fn close(&self);
+}
