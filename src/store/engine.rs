@@ -18,6 +18,21 @@ use crate::domain::ids::{Cursor, LogId, Revision};
 /// A record as it lies in the engine, without the engine's own checksum.
 pub type Value = Vec<u8>;
 
+/// Where the latest moment that was ever committed stands: milliseconds, big-endian. Decisions write
+/// it like any record; the engine reads it once, when it opens.
+pub const TIME_KEY: &[u8] = b"m/time";
+
+/// Where the event of a revision stands. The engine writes it, with what [`Txn::append`] was given;
+/// decisions delete it once it has expired.
+pub fn event_key(revision: Revision) -> Vec<u8> {
+    let mut key = b"e".to_vec();
+    key.extend_from_slice(&revision.0.to_be_bytes());
+    key
+}
+
+/// Key prefixes beginning with this byte belong to the engine itself.
+pub const ENGINE_PREFIX: u8 = b'!';
+
 /// A range of keys, the end excluded.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyRange {
@@ -220,7 +235,7 @@ pub trait Engine: Reads + Send + Sync + 'static {
     /// The newest durable position.
     fn head(&self) -> Cursor;
 
-    /// The latest moment that was ever committed with the time key; the floor of the
+    /// The latest moment that was committed under [`TIME_KEY`]; the floor of the
     /// clock when the engine was opened.
     fn time_floor(&self) -> Timestamp;
 
