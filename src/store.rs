@@ -1,6 +1,26 @@
 //! The store: every state change of avouch as one atomic, durable step.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::domain::client::Client;
+use crate::domain::clock::Timestamp;
+use crate::domain::event::{Cause, Entry, Target};
+use crate::domain::ids::{ClientId, Cursor, Epochs, KeyId, Revision, SessionId, SubjectId};
+use crate::domain::key::{KeyRecord, MacKeyId, MacKeyRecord};
+use crate::domain::scope::Names;
+use crate::domain::secret::{SecretBytes, SecretText};
+use crate::domain::session::{
+    Device, Presented, ReuseKind, RotationRefusal, RotationRules, Session,
+};
+use crate::domain::throttle::{ThrottleDecision, ThrottlePolicy};
+use crate::domain::user::User;
+use crate::store::engine::EngineStatus;
+
+pub mod codec;
 pub mod engine;
+pub mod ledger;
 
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -57,4 +77,363 @@ pub enum OpenError {
         /// What it said.
         source: std::io::Error,
     },
+}
+
+/// A session to open, complete but for what the store decides.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// The session. Its epochs are those that were read before the credential was checked.
+    pub session: Session,
+    /// The most live sessions that one subject may have.
+    pub max_per_subject: u32,
+}
+
+/// What came of opening a session.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Opened {
+    /// It is open. If the subject had too many, the oldest was revoked for it.
+    Open {
+        /// The session that had to go.
+        evicted: Option<SessionId>,
+    },
+    /// The subject, the client or everything was revoked since the epochs were read: the credential
+    /// may be good no longer.
+    Stale,
+}
+
+/// What came of presenting a refresh token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Rotation {
+    /// The session moved one generation on.
+    Rotated(Box<Session>),
+    /// The session stands as it stood: the same successor is to be given again.
+    Retried(Box<Session>),
+    /// The token was spent. The cursor is that of the session's revocation; none when the client
+    /// only reports reuse.
+    Reused(ReuseKind, Box<Session>, Option<Revision>),
+    /// It gets nothing, and nothing changed.
+    Refused(RotationRefusal, Box<Session>),
+    /// There is no such session.
+    Unknown,
+}
+
+/// What came of revoking.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Revoked {
+    /// It is revoked by this call.
+    Now(Entry),
+    /// There was nothing left to revoke.
+    Already,
+    /// There is no such thing.
+    Unknown,
+}
+
+impl Revoked {
+    /// The event, if this call made one.
+    pub fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::Now(entry) => Some(entry),
+            Self::Already | Self::Unknown => None,
+        }
+    }
+}
+
+/// Whose epoch to raise.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Level {
+    /// Everything's.
+    Everything,
+    /// A client's.
+    Client(ClientId),
+    /// A subject's.
+    Subject(SubjectId),
+}
+
+/// What to change of a user. What is none stays.
+#[derive(Clone, Debug, Default)]
+pub struct UserChange {
+    /// The canonical name.
+    pub username: Option<Box<str>>,
+    /// The name to show.
+    pub display_name: Option<Box<str>>,
+    /// The scopes.
+    pub scope: Option<Names>,
+    /// The password's hash.
+    pub password_hash: Option<SecretText>,
+    /// Whether the user may not log in.
+    pub disabled: Option<bool>,
+}
+
+/// What to change of a client.
+#[derive(Clone, Debug)]
+pub enum ClientChange {
+    /// All of the registration but type, secret, `disabled` and `created_at`.
+    Registration(Box<Client>),
+    /// The digest of its secret.
+    Secret(SecretBytes<32>),
+    /// Whether it may not authenticate.
+    Disabled(bool),
+}
+
+/// What came of changing a user or a client.
+#[derive(Clone, Debug)]
+pub enum Changed<T> {
+    /// It is changed, and this is the event, if the change ended tokens.
+    Done(T, Option<Entry>),
+    /// There is no such thing.
+    Unknown,
+    /// The name is another's.
+    NameTaken,
+}
+
+/// A change of the key ring.
+#[derive(Clone, Debug, Default)]
+pub struct RingChange {
+    /// Signing keys to write.
+    pub put: Vec<KeyRecord>,
+    /// Signing keys to remove.
+    pub remove: Vec<KeyId>,
+    /// MAC keys to write.
+    pub put_mac: Vec<MacKeyRecord>,
+    /// MAC keys to remove.
+    pub remove_mac: Vec<MacKeyId>,
+    /// The key that is revoked, and why: the event says so. Without it the event says that the set
+    /// changed.
+    pub revoked: Option<(KeyId, Cause)>,
+}
+
+/// The key ring as it is stored.
+#[derive(Clone, Debug, Default)]
+pub struct StoredRing {
+    /// Rises with each change.
+    pub version: u64,
+    /// The signing keys.
+    pub keys: Vec<KeyRecord>,
+    /// The MAC keys.
+    pub mac_keys: Vec<MacKeyRecord>,
+}
+
+/// What came of changing the ring.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RingChanged {
+    /// It is changed.
+    Done(Entry),
+    /// Somebody else changed it since it was read. Read it again.
+    Conflict,
+}
+
+/// How much a sweep removed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Swept {
+    /// Sessions that are over.
+    pub sessions: u32,
+    /// Events that nobody needs any more.
+    pub events: u32,
+    /// Throttle records that are over.
+    pub attempts: u32,
+    /// Whether there may be more to remove.
+    pub more: bool,
+}
+
+/// Every state change of avouch, each one atomic and durable, each decided by a pure function.
+///
+/// For every method that changes something:
+///
+/// * *Atomic.* It happens whole or not at all, and as if alone: of two concurrent calls one sees
+///   what the other did.
+/// * *Durable.* When it returns Ok, the change survives the death of the process at any moment, and
+///   a power cut as far as the disk honours a flush. So does whatever the answer was based on.
+/// * *No silent kill.* A change that ends a token appends its one event in the same commit, and the
+///   observer has seen the event before the method returns.
+/// * An error means that the outcome is unknown if it is [`StoreError::Unavailable`], and that
+///   nothing happened if it is another.
+///
+/// A method that only reads may show a change that is about to become durable, but no event that is
+/// not durable yet.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Opens a session. Under `Stale` nothing is written. When the subject has
+    /// `max_per_subject` live sessions already, the oldest is revoked in the same commit, for the
+    /// reason SESSION_SUPERSEDED.
+    async fn open_session(&self, new: NewSession, now: Timestamp) -> Result<Opened, StoreError>;
+
+    /// Presents a genuine refresh token. Of any number of concurrent calls with one token, one sees
+    /// `Rotated`; the others see `Retried` with the same session while the retry window is open.
+    /// Under `Reused` the session is dead and its event in the log, in the same commit. Under
+    /// `Retried` and `Refused` nothing is written.
+    async fn rotate(
+        &self,
+        presented: Presented,
+        rules: RotationRules,
+        device: Option<Device>,
+        now: Timestamp,
+    ) -> Result<Rotation, StoreError>;
+
+    /// Revokes a session. `Already` when it was, or when it and its access tokens are over.
+    async fn revoke_session(
+        &self,
+        id: SessionId,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Revoked, StoreError>;
+
+    /// Revokes one access token, given as [`Target::Token`]. `Already` when it was, or when it has
+    /// expired for every verifier.
+    async fn revoke_token(
+        &self,
+        token: Target,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Revoked, StoreError>;
+
+    /// Raises an epoch: everything that was issued under a lower one is revoked. One write, one
+    /// event, whatever the number of sessions.
+    async fn raise_epoch(
+        &self,
+        level: Level,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Entry, StoreError>;
+
+    /// The epochs of now.
+    fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Result<Epochs, StoreError>;
+
+    /// A session.
+    fn find_session(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
+
+    /// Up to `limit` sessions of a subject, newest first, after the one given.
+    fn sessions_of(
+        &self,
+        subject: &SubjectId,
+        after: Option<&Session>,
+        limit: usize,
+    ) -> Result<Vec<Session>, StoreError>;
+
+    /// Adds a user. False, and nothing written, when the name or the subject is taken.
+    async fn create_user(&self, user: User, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// Changes a user. With a cause the subject's epoch is raised in the same commit, unless the
+    /// change changes nothing.
+    async fn change_user(
+        &self,
+        subject: SubjectId,
+        change: UserChange,
+        revoke: Option<Cause>,
+        now: Timestamp,
+    ) -> Result<Changed<User>, StoreError>;
+
+    /// Replaces the hash of a password by another of the same password, unless it is not `from` any
+    /// more. Ends no token.
+    async fn rehash_password(
+        &self,
+        subject: SubjectId,
+        from: SecretText,
+        to: SecretText,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Removes a user and raises the subject's epoch in the same commit.
+    async fn delete_user(
+        &self,
+        subject: SubjectId,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Revoked, StoreError>;
+
+    /// A user by subject.
+    fn find_user(&self, subject: &SubjectId) -> Result<Option<User>, StoreError>;
+
+    /// A user by canonical name.
+    fn find_user_by_name(&self, username: &str) -> Result<Option<User>, StoreError>;
+
+    /// Up to `limit` users in the order of their subjects, after the one given.
+    fn users(&self, after: Option<&SubjectId>, limit: usize) -> Result<Vec<User>, StoreError>;
+
+    /// Adds a client. False, and nothing written, when the id is taken.
+    async fn create_client(&self, client: Client, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// Changes a client. With a cause the client's epoch is raised in the same commit, unless the
+    /// change changes nothing.
+    async fn change_client(
+        &self,
+        id: ClientId,
+        change: ClientChange,
+        revoke: Option<Cause>,
+        now: Timestamp,
+    ) -> Result<Changed<Client>, StoreError>;
+
+    /// Removes a client and raises its epoch in the same commit.
+    async fn delete_client(
+        &self,
+        id: ClientId,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Revoked, StoreError>;
+
+    /// A client.
+    fn find_client(&self, id: &ClientId) -> Result<Option<Client>, StoreError>;
+
+    /// Up to `limit` clients in the order of their ids, after the one given.
+    fn clients(&self, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, StoreError>;
+
+    /// The key ring.
+    fn ring(&self) -> Result<StoredRing, StoreError>;
+
+    /// Changes the key ring, if it still has the version that was read.
+    async fn change_ring(
+        &self,
+        version: u64,
+        change: RingChange,
+        now: Timestamp,
+    ) -> Result<RingChanged, StoreError>;
+
+    /// Counts an attempt to log in before it is made, or says how long to wait. Atomic, so that
+    /// parallel guesses cannot exceed the limit.
+    async fn begin_attempt(
+        &self,
+        account: [u8; 8],
+        source: [u8; 8],
+        policy: ThrottlePolicy,
+        now: Timestamp,
+    ) -> Result<ThrottleDecision, StoreError>;
+
+    /// Forgets the failed attempts of one source, or of every source, on an account.
+    async fn clear_attempts(
+        &self,
+        account: [u8; 8],
+        source: Option<[u8; 8]>,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Up to `limit` durable events after a revision, in order, the expired ones too.
+    fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<Entry>, StoreError>;
+
+    /// The newest durable position.
+    fn head(&self) -> Cursor;
+
+    /// Removes up to `limit` of each kind of record that is over. Allowed when space is low; holds
+    /// the store only for that many.
+    async fn sweep(&self, limit: usize, now: Timestamp) -> Result<Swept, StoreError>;
+
+    /// Sets who is told of durable events, in order, before any caller gets its answer.
+    fn observe(&self, observer: Arc<dyn EntryObserver>);
+
+    /// The floor of the clock: no commit was ever made later than this.
+    fn time_floor(&self) -> Timestamp;
+
+    /// How the engine is doing.
+    fn status(&self) -> EngineStatus;
+
+    /// Whether something could be made durable just now.
+    async fn prove_contact(&self) -> bool;
+
+    /// Makes durable what is not, and stops.
+    async fn close(&self);
+}
+
+/// Is told of every durable event before the caller that made it gets its answer.
+pub trait EntryObserver: Send + Sync + 'static {
+    /// These events are durable, and so is everything up to `head`. It must be quick and must not
+    /// call the store.
+    fn durable(&self, entries: &[Entry], head: Revision);
 }
