@@ -10,3 +10,4 @@ pub mod entropy;
 pub mod ids;
 pub mod scope;
 pub mod secret;
+pub mod username;
