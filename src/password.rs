@@ -1,1 +1,10 @@
-//! Password hashing.
+//! Passwords: which ones are good enough, how they are hashed, and how hashing never starves the rest.
+//! Knows Argon2 and threads; must not know accounts, the store or the wire.
+
+pub mod params;
+pub mod phc;
+
+mod engine;
+
+pub use params::HashParams;
+pub use phc::PasswordHash;
