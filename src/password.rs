@@ -3,8 +3,10 @@
 
 pub mod params;
 pub mod phc;
+pub mod pool;
 
 mod engine;
 
 pub use params::HashParams;
 pub use phc::PasswordHash;
+pub use pool::{HashError, Hasher, PoolSettings, PoolStats, Verification};
