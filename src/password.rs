@@ -3,10 +3,12 @@
 
 pub mod params;
 pub mod phc;
+pub mod policy;
 pub mod pool;
 
 mod engine;
 
 pub use params::HashParams;
 pub use phc::PasswordHash;
+pub use policy::{PasswordPolicy, PolicyError};
 pub use pool::{HashError, Hasher, PoolSettings, PoolStats, Verification};
