@@ -1,6 +1,10 @@
 //! avouch proves who people and workloads are, and takes tokens back in milliseconds.
 
 pub mod domain;
+#[cfg(feature = "server")]
+pub mod password;
 pub mod pb;
+#[cfg(feature = "server")]
+pub mod precis;
 #[cfg(feature = "server")]
 pub mod store;
