@@ -86,6 +86,8 @@ pub struct NewSession {
     pub session: Session,
     /// The most live sessions that one subject may have.
     pub max_per_subject: u32,
+    /// The account and the source whose failed attempts to forget, now that one succeeded.
+    pub clear_attempts: Option<([u8; 8], [u8; 8])>,
 }
 
 /// What came of opening a session.
@@ -396,6 +398,14 @@ pub trait Store: Send + Sync + 'static {
         policy: ThrottlePolicy,
         now: Timestamp,
     ) -> Result<ThrottleDecision, StoreError>;
+
+    /// Takes back an attempt that was counted and then not made, because there was no room to hash.
+    async fn undo_attempt(
+        &self,
+        account: [u8; 8],
+        source: [u8; 8],
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 
     /// Forgets the failed attempts of one source, or of every source, on an account.
     async fn clear_attempts(
