@@ -8,5 +8,7 @@ pub mod claims;
 pub mod clock;
 pub mod entropy;
 pub mod ids;
+pub mod key;
+pub mod refresh_token;
 pub mod scope;
 pub mod secret;
