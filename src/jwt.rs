@@ -430,7 +430,7 @@ impl Rules {
 /// The first reason found. Nothing of the payload is read before the signature has been verified.
 pub fn verify(
     token: &str,
-    keys: &impl KeyLookup,
+    keys: &(impl KeyLookup + ?Sized),
     rules: &Rules,
     now: Timestamp,
 ) -> Result<Claims, TokenError> {
