@@ -23,6 +23,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
+use crate::crypto::sha256;
 use crate::domain::claims::Claims;
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Epoch, Epochs, KeyId};
@@ -319,7 +320,7 @@ pub fn thumbprint(public: &PublicKey) -> Result<KeyId, KeyError> {
         PublicKey::P256 { x, y } => format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#),
         PublicKey::Rsa { n, e } => format!(r#"{{"e":"{e}","kty":"RSA","n":"{n}"}}"#),
     };
-    let digest = crate::crypto::sha256(canonical.as_bytes());
+    let digest = sha256(canonical.as_bytes());
     URL_SAFE_NO_PAD.encode(digest).parse().map_err(|_| KeyError::Malformed)
 }
 
