@@ -435,6 +435,19 @@ pub fn verify(
     rules: &Rules,
     now: Timestamp,
 ) -> Result<Claims, TokenError> {
+    verify_signed(token, keys, rules, now).map(|(claims, _)| claims)
+}
+
+/// As [`verify`], with the name of the key that signed it, which may be revoked later.
+///
+/// # Errors
+/// As for [`verify`].
+pub fn verify_signed(
+    token: &str,
+    keys: &(impl KeyLookup + ?Sized),
+    rules: &Rules,
+    now: Timestamp,
+) -> Result<(Claims, KeyId), TokenError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(TokenError::TooLarge);
     }
@@ -465,7 +478,7 @@ pub fn verify(
     }
     let claims = claims.into_claims().ok_or(TokenError::Claims)?;
     check_times(&claims, rules, now)?;
-    Ok(claims)
+    Ok((claims, key.id.clone()))
 }
 
 /// That a token was issued too long ago needs no check of its own: then its expiry has passed, or lies

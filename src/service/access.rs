@@ -91,7 +91,7 @@ impl AccessTokens {
             }
             return Ok(known);
         }
-        let (claims, key) = jwt::verify(token, &*self.keys.current(), &self.rules, now)?;
+        let (claims, key) = jwt::verify_signed(token, &*self.keys.current(), &self.rules, now)?;
         let verified = Arc::new(Verified { claims, key });
         lock(shard).remember(name, Arc::clone(&verified), REMEMBERED / self.remembered.len());
         Ok(verified)
