@@ -69,6 +69,17 @@ async fn a_drain_lets_calls_finish() {
 }
 
 #[tokio::test]
+async fn a_drain_sends_idle_peers_away_at_once() {
+    let server = Server::plain();
+    let mut client = Client::over(server.connect().await).await;
+    assert_eq!(soon(client.post("/echo", b"seen")).await.as_deref(), Ok("seen"));
+    server.shutdown.cancel();
+    let summary = soon(server.task).await.expect("no panic");
+    assert_eq!(summary, DrainSummary { drained: 1, aborted: 0 });
+    assert!(soon(client.post("/echo", b"late")).await.is_err());
+}
+
+#[tokio::test]
 async fn a_drain_cuts_what_is_left_at_its_deadline() {
     let server = Server::plain();
     let mut holding = Client::over(server.connect().await).await;

@@ -83,6 +83,9 @@ async fn a_body_that_does_not_arrive_ends_its_call_only() {
     for response in [silent, dripping] {
         let response = soon(response).await.expect("a response");
         assert_eq!(grpc_status(&response), Some("4"));
+        // Not the deadline of the call, which comes later.
+        let message = response.headers()["grpc-message"].to_str().expect("ASCII");
+        assert!(message.contains("did%20not%20arrive"), "{message}");
         assert!(response.headers().contains_key("grpc-status-details-bin"));
     }
     dripper.abort();

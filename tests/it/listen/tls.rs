@@ -236,11 +236,7 @@ async fn wrong_files_are_named_at_start() {
             ["junk.pem", "not asked for"],
         ),
         (
-            TlsSettings {
-                client_ca_file: Some(junk.clone()),
-                client_auth: ClientAuth::Optional,
-                ..good.clone()
-            },
+            TlsSettings { client_ca_file: Some(junk), client_auth: ClientAuth::Optional, ..good },
             ["client CA file", "junk.pem"],
         ),
     ] {
