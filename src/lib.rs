@@ -10,6 +10,8 @@ pub mod jwt;
 #[cfg(feature = "server")]
 pub mod keys;
 #[cfg(feature = "server")]
+pub mod listen;
+#[cfg(feature = "server")]
 pub mod password;
 pub mod pb;
 #[cfg(feature = "server")]

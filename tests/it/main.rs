@@ -1,0 +1,6 @@
+//! The integration tests, as one binary.
+
+// It is nothing else; said once more because clippy allows `expect` only under this.
+#![cfg(test)]
+
+mod listen;
