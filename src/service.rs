@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::domain::client::Client;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::entropy::Entropy;
+use crate::domain::ids::{ClientId, Epoch, SubjectId};
 use crate::domain::scope::Names;
 use crate::domain::throttle::ThrottlePolicy;
 use crate::feed::Feed;
 use crate::keys::KeyRing;
 use crate::password::{Hasher, PasswordPolicy};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 pub mod access;
 pub mod admin;
@@ -28,9 +30,9 @@ pub mod sessions;
 pub mod sweep;
 
 use access::AccessTokens;
-use clients::Clients;
+use clients::{ClientError, ClientProof, Clients};
 use journal::Journal;
-use key_admin::KeyKeeper;
+use key_admin::{KeyKeeper, KeyPublisher};
 
 /// What an operator decides about the service as a whole.
 #[derive(Clone, Debug)]
@@ -57,6 +59,7 @@ pub struct Service {
     journal: Arc<dyn Journal>,
     settings: Settings,
     keeper: KeyKeeper,
+    key_publisher: Arc<dyn KeyPublisher>,
     ring_version: AtomicU64,
     clients: Clients,
     access: AccessTokens,
@@ -84,6 +87,8 @@ pub struct Parts {
     pub settings: Settings,
     /// What makes and opens keys.
     pub keeper: KeyKeeper,
+    /// Who is told when the published keys change.
+    pub key_publisher: Arc<dyn KeyPublisher>,
     /// The version of the ring that `keys` was opened from.
     pub ring_version: u64,
 }
@@ -109,6 +114,7 @@ impl Service {
             journal: parts.journal,
             settings: parts.settings,
             keeper: parts.keeper,
+            key_publisher: parts.key_publisher,
             ring_version: AtomicU64::new(parts.ring_version),
         }
     }
@@ -141,6 +147,42 @@ impl Service {
     /// What the operator decided.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// A client's registration, perhaps from memory: at most a second old.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn recent_client(
+        &self,
+        id: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Client>>, StoreError> {
+        self.clients.recent(id, now)
+    }
+
+    /// The client, if the proof is good.
+    ///
+    /// # Errors
+    /// When it is not, or the store does not answer.
+    pub fn client_by_proof(&self, proof: &ClientProof<'_>) -> Result<Client, ClientError> {
+        self.clients.authenticate(proof)
+    }
+
+    /// The epoch of a client.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn client_epoch(&self, id: &ClientId) -> Result<Epoch, StoreError> {
+        Ok(self.store.epochs(id, &SubjectId::from(id))?.client)
+    }
+
+    /// The epoch of a subject.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn subject_epoch(&self, id: &SubjectId) -> Result<Epoch, StoreError> {
+        self.store.subject_epoch(id)
     }
 
     fn ring_version(&self) -> u64 {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::domain::client::Client;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Entry, Target};
-use crate::domain::ids::{ClientId, Cursor, Epochs, KeyId, Revision, SessionId, SubjectId};
+use crate::domain::ids::{ClientId, Cursor, Epoch, Epochs, KeyId, Revision, SessionId, SubjectId};
 use crate::domain::key::{KeyRecord, MacKeyId, MacKeyRecord};
 use crate::domain::scope::Names;
 use crate::domain::secret::{SecretBytes, SecretText};
@@ -299,6 +299,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The epochs of now.
     fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Result<Epochs, StoreError>;
+
+    /// The epoch of a subject.
+    fn subject_epoch(&self, subject: &SubjectId) -> Result<Epoch, StoreError>;
 
     /// A session.
     fn find_session(&self, id: SessionId) -> Result<Option<Session>, StoreError>;

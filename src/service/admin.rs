@@ -157,11 +157,7 @@ impl Service {
         }
     }
 
-    fn check_password(
-        &self,
-        password: &SecretText,
-        username: &Username,
-    ) -> Result<(), AdminError> {
+    fn check_password(&self, password: &SecretText, username: &Username) -> Result<(), AdminError> {
         self.passwords.check(password, Some(username)).map_err(AdminError::Password)
     }
 

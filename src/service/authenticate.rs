@@ -267,16 +267,15 @@ impl Service {
             Some(user) => self.store.find_user(&user.subject)?,
             None => None,
         };
-        let stored = user
-            .as_ref()
-            .and_then(|user| user.password_hash.as_ref())
-            .and_then(|hash| match PasswordHash::from_phc(hash.expose()) {
+        let stored = user.as_ref().and_then(|user| user.password_hash.as_ref()).and_then(|hash| {
+            match PasswordHash::from_phc(hash.expose()) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
                     tracing::error!(%error, "a stored password hash cannot be used");
                     None
                 }
-            });
+            }
+        });
         let verification = self
             .hasher
             .verify(u64::from_be_bytes(source.key), password.clone(), stored.clone())
@@ -330,9 +329,7 @@ impl Service {
         let Some(from) = user.password_hash.clone() else { return Ok(()) };
         match self.hasher.hash(u64::from_be_bytes(source.key), password).await {
             Ok(to) => {
-                self.store
-                    .rehash_password(user.subject.clone(), from, to.to_phc(), now)
-                    .await?;
+                self.store.rehash_password(user.subject.clone(), from, to.to_phc(), now).await?;
                 Ok(())
             }
             Err(HashError::Busy { .. }) => Ok(()),
@@ -348,11 +345,8 @@ impl Service {
         origin: &Origin,
         now: Timestamp,
     ) {
-        let happening = Happening::Throttled {
-            client: client.id.clone(),
-            source: source.text.clone(),
-            what,
-        };
+        let happening =
+            Happening::Throttled { client: client.id.clone(), source: source.text.clone(), what };
         self.journal.record(now, origin, happening);
     }
 

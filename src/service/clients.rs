@@ -71,12 +71,12 @@ impl Clients {
         let Some(client) = client else {
             return Err(ClientError::Refused(Failure::UnknownClient));
         };
-        let certificate_matches = client
-            .certificate_names
-            .iter()
-            .any(|name| proof.certificate_names.contains(name));
+        let certificate_matches =
+            client.certificate_names.iter().any(|name| proof.certificate_names.contains(name));
         let proved = match (client.kind, proof.secret) {
-            (ClientType::Public, None) => client.certificate_names.is_empty() || certificate_matches,
+            (ClientType::Public, None) => {
+                client.certificate_names.is_empty() || certificate_matches
+            }
             (ClientType::Public, Some(_)) => false,
             (ClientType::Confidential, Some(_)) => secret_matches,
             (ClientType::Confidential, None) => certificate_matches,

@@ -49,6 +49,12 @@ pub enum KeeperError {
     Contended,
 }
 
+/// Is told when the published keys change, so that watchers hear of it.
+pub trait KeyPublisher: Send + Sync + 'static {
+    /// These are the keys now, the revoked ones among them.
+    fn publish(&self, keys: &[KeyRecord]);
+}
+
 /// How often a change is tried again after somebody else was first.
 const TRIES: usize = 8;
 
@@ -62,13 +68,8 @@ impl KeyKeeper {
             let stored = self.store.ring()?;
             if stored.mac_keys.is_empty() {
                 let mac = keys::generate_mac(MacKeyId(1), now, &self.sealer, &*self.entropy)?;
-                let first = keys::roll_at(
-                    &stored.keys,
-                    &self.policy,
-                    now,
-                    &self.sealer,
-                    &*self.entropy,
-                )?;
+                let first =
+                    keys::roll_at(&stored.keys, &self.policy, now, &self.sealer, &*self.entropy)?;
                 let change = RingChange {
                     put: first.unwrap_or_default(),
                     put_mac: vec![mac],
@@ -99,8 +100,7 @@ impl KeyKeeper {
                 .filter(|known| wanted.iter().all(|record| record.id != known.id))
                 .map(|known| known.id.clone())
                 .collect();
-            let put =
-                wanted.into_iter().filter(|record| !stored.keys.contains(record)).collect();
+            let put = wanted.into_iter().filter(|record| !stored.keys.contains(record)).collect();
             let change = RingChange { put, remove, revoked: revoked.clone(), ..Default::default() };
             match self.store.change_ring(stored.version, change, now).await? {
                 RingChanged::Done(entry) => return Ok(Some(entry)),
@@ -139,8 +139,7 @@ impl KeyKeeper {
             }
             let at = now.after(self.policy.announce_for);
             let state = KeyState::Announced;
-            let new =
-                keys::generate(algorithm, state, at, now, &self.sealer, &*self.entropy)?;
+            let new = keys::generate(algorithm, state, at, now, &self.sealer, &*self.entropy)?;
             Ok(Some(records.iter().cloned().chain([new]).collect()))
         })
         .await
@@ -219,7 +218,7 @@ impl Service {
         self.keys.replace(ring);
         self.access.forget();
         self.set_ring_version(stored.version);
-        self.publish_keys(stored);
+        self.key_publisher.publish(&stored.keys);
         Ok(())
     }
 

@@ -362,6 +362,10 @@ impl<E: Engine> Store for Ledger<E> {
         current_epochs(|key| self.engine.get(key), client, subject)
     }
 
+    fn subject_epoch(&self, subject: &SubjectId) -> Decided<Epoch> {
+        read_epoch(self.engine.get(&key::subject_epoch(subject))?)
+    }
+
     fn find_session(&self, id: SessionId) -> Decided<Option<Session>> {
         self.engine.get(&key::session(id))?.map(|bytes| codec::read_session(id, &bytes)).transpose()
     }
@@ -699,21 +703,13 @@ impl<E: Engine> Store for Ledger<E> {
         Ok(decided)
     }
 
-    async fn undo_attempt(
-        &self,
-        account: [u8; 8],
-        source: [u8; 8],
-        now: Timestamp,
-    ) -> Decided<()> {
+    async fn undo_attempt(&self, account: [u8; 8], source: [u8; 8], now: Timestamp) -> Decided<()> {
         self.decide(now, move |txn| {
             let at = key::attempts(account, source);
             if let Some(bytes) = txn.get(&at)? {
                 let known = codec::read_attempts(&bytes)?;
-                let undone = Attempts {
-                    count: known.count.saturating_sub(1),
-                    blocked_until: now,
-                    ..known
-                };
+                let undone =
+                    Attempts { count: known.count.saturating_sub(1), blocked_until: now, ..known };
                 txn.put(at, codec::write_attempts(&undone));
             }
             Ok(())
