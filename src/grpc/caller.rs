@@ -1,7 +1,6 @@
 //! Who calls: an access token in `authorization`, or the certificate of the connection, as a domain
 //! [`Caller`]. Knows no permission rules beyond what was granted to whom.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Extensions;
@@ -65,7 +64,7 @@ impl Callers {
         let request_id = extensions.get::<super::observe::RequestId>();
         Origin {
             request_id: request_id.map(|id| id.0.clone()).unwrap_or_default(),
-            peer: peer.map(|peer| peer.address.ip()).map(IpAddr::from),
+            peer: peer.map(|peer| peer.address.ip()),
             certificate_names,
         }
     }
