@@ -1,6 +1,13 @@
 //! The store: every state change of avouch as one atomic, durable step.
 
 pub mod engine;
+pub mod fault;
+mod group;
+pub mod memory;
+pub mod sled;
+
+#[cfg(test)]
+mod engine_suite;
 
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
