@@ -153,7 +153,9 @@ fn open_sled(
             Ok(Err(sled::Error::Io(error))) if is_lock_conflict(&error) => {
                 thread::park_timeout(LOCK_PAUSE);
             }
-            Ok(Err(sled::Error::Io(source))) => return Err(OpenError::Io { path: text, source }),
+            Ok(Err(sled::Error::Io(source))) if !is_content(&source) => {
+                return Err(OpenError::Io { path: text, source });
+            }
             Ok(Err(error)) => {
                 return Err(OpenError::Damaged { path: text, what: error.to_string() });
             }
@@ -166,6 +168,11 @@ fn open_sled(
 /// sled gives a lock conflict no kind of its own, only this text.
 fn is_lock_conflict(error: &io::Error) -> bool {
     error.to_string().starts_with("could not acquire lock")
+}
+
+/// Whether an I/O error is about what a file holds and not about reading it.
+fn is_content(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
 }
 
 thread_local! {
