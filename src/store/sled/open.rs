@@ -26,8 +26,8 @@ pub(super) const DATABASE: &str = "sled";
 /// The file of the high-water mark, beside it.
 pub(super) const MARK: &str = "avouch.hwm";
 
-/// How often to try again when sled's own lock is held although ours was free: its threads may
-/// still be letting go of a database that this process has closed.
+/// How often to try for a lock that is held: a process that is ending, or a thread of sled that is
+/// letting go of a database this process has closed, needs a moment.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(25);
 
@@ -119,11 +119,14 @@ fn create_private_dir(path: &Path) -> io::Result<()> {
 fn lock_dir(path: &Path) -> Result<File, OpenError> {
     let text = || path.display().to_string();
     let dir = File::open(path).map_err(|source| OpenError::Io { path: text(), source })?;
-    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(dir),
-        Err(Errno::WOULDBLOCK) => Err(OpenError::InUse { path: text() }),
-        Err(errno) => Err(OpenError::Io { path: text(), source: errno.into() }),
+    for _ in 0..LOCK_TRIES {
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(dir),
+            Err(Errno::WOULDBLOCK) => thread::park_timeout(LOCK_PAUSE),
+            Err(errno) => return Err(OpenError::Io { path: text(), source: errno.into() }),
+        }
     }
+    Err(OpenError::InUse { path: text() })
 }
 
 /// A kill during recovery leaves a torn snapshot, which sled would read as a whole one, for ever.

@@ -75,6 +75,7 @@ impl Child {
         let deadline = Duration::from_secs(20);
         loop {
             let line = self.lines.recv_timeout(deadline).unwrap();
+            assert!(!line.starts_with("did not open"), "{line}");
             if line.starts_with(start) {
                 return line;
             }
@@ -102,11 +103,11 @@ impl Child {
 #[test]
 #[ignore = "the other process of the tests beside this one"]
 fn child() {
-    if std::io::stdin().is_terminal() {
+    if io::stdin().is_terminal() {
         return;
     }
     let mut order = String::new();
-    std::io::stdin().read_line(&mut order).unwrap();
+    io::stdin().read_line(&mut order).unwrap();
     let mut words = order.trim().splitn(3, ' ');
     let (Some(work), Some(bytes), Some(path)) = (words.next(), words.next(), words.next()) else {
         return;
@@ -114,11 +115,14 @@ fn child() {
     // The test harness has begun a line of its own.
     println!();
     println!("opening");
-    let engine = Arc::new(open(Path::new(path)).unwrap());
+    let engine = match open(Path::new(path)) {
+        Ok(engine) => Arc::new(engine),
+        Err(error) => return println!("did not open: {error}"),
+    };
     println!("opened");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     match work {
-        "hold" => _ = std::io::stdin().read_line(&mut order),
+        "hold" => _ = io::stdin().read_line(&mut order),
         "write" => runtime.block_on(write(&engine, bytes.parse().unwrap())),
         _ => {
             engine.observe(Arc::new(Dies));
