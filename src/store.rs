@@ -20,7 +20,14 @@ use crate::store::engine::EngineStatus;
 
 pub mod codec;
 pub mod engine;
+pub mod fault;
+mod group;
 pub mod ledger;
+pub mod memory;
+pub mod sled;
+
+#[cfg(test)]
+mod engine_suite;
 
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
