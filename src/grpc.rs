@@ -3,8 +3,10 @@
 pub mod admin;
 pub mod caller;
 pub mod convert;
+pub mod frame;
 pub mod health;
 pub mod identity;
 pub mod observe;
 pub mod session;
 pub mod status;
+pub mod watch;

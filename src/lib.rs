@@ -1,5 +1,6 @@
 //! avouch proves who people and workloads are, and takes tokens back in milliseconds.
 
+pub mod client;
 pub mod crypto;
 pub mod domain;
 #[cfg(feature = "server")]

@@ -5,4 +5,4 @@ pub mod fields;
 pub mod revocation;
 pub mod token;
 
-pub use fields::{Fields, Invalid, time as timestamp};
+pub use fields::{Fields, Invalid, duration, known_timestamp, time as timestamp};

@@ -11,6 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::convert::Invalid;
 use crate::domain::client::LifetimeError;
+use crate::feed::WatchError;
 use crate::service::Excess;
 use crate::service::admin::AdminError;
 use crate::service::authenticate::AuthenticateError;
@@ -47,7 +48,8 @@ fn retry(code: Code, reason: &str, message: &str, after: Duration) -> Status {
     })
 }
 
-fn field(name: &str, problem: &str) -> Status {
+/// A field of the request is not what it must be. The text never carries its value.
+pub fn field(name: &str, problem: &str) -> Status {
     Invalid::one(name, problem).into()
 }
 
@@ -61,7 +63,8 @@ pub fn caller_unknown() -> Status {
     plain(Code::Unauthenticated, "CALLER_NOT_AUTHENTICATED", "caller not authenticated")
 }
 
-fn denied() -> Status {
+/// The caller may not do this.
+pub fn denied() -> Status {
     plain(Code::PermissionDenied, "PERMISSION_DENIED", "the caller may not do this")
 }
 
@@ -75,14 +78,41 @@ pub fn unavailable(reason: &str) -> Status {
     retry(Code::Unavailable, reason, "unavailable, try again", UNAVAILABLE_RETRY)
 }
 
-/// This replica has not reached a revision.
-pub fn replica_behind() -> Status {
-    retry(
-        Code::Unavailable,
-        "REPLICA_BEHIND",
-        "this replica has not reached the revision yet",
-        UNAVAILABLE_RETRY,
-    )
+/// Why a watch did not begin, or ended; or why a wait for a revision was in vain.
+pub fn watch(error: WatchError) -> Status {
+    match error {
+        WatchError::Draining => unavailable("DRAINING"),
+        WatchError::Behind { head } => {
+            build(Code::Unavailable, "REPLICA_BEHIND", "this replica is behind", |details| {
+                let metadata = HashMap::from([("head".to_owned(), head.to_string())]);
+                details.set_error_info("REPLICA_BEHIND", DOMAIN, metadata);
+                details.set_retry_info(Some(UNAVAILABLE_RETRY));
+            })
+        }
+        WatchError::OtherLog => plain(
+            Code::FailedPrecondition,
+            "OTHER_LOG",
+            "the cursor belongs to another log: the store was restored or replaced",
+        ),
+        WatchError::Busy { per_caller, limit: _ } => exhausted(
+            if per_caller { "TOO_MANY_WATCHERS_OF_CALLER" } else { "TOO_MANY_WATCHERS" },
+            "too many watchers",
+            Duration::from_secs(2),
+        ),
+        WatchError::Slow { through } => {
+            build(Code::ResourceExhausted, "SLOW_WATCHER", "the watcher does not read", |details| {
+                let metadata = HashMap::from([("through".to_owned(), through.to_string())]);
+                details.set_error_info("SLOW_WATCHER", DOMAIN, metadata);
+                details.set_retry_info(Some(Duration::from_secs(2)));
+            })
+        }
+        WatchError::CredentialEnded => plain(
+            Code::Unauthenticated,
+            "CREDENTIAL_ENDED",
+            "the credential of the stream is no longer good",
+        ),
+        WatchError::Store(error) => store(error),
+    }
 }
 
 /// Too much was asked for.
@@ -191,7 +221,7 @@ pub fn introspect(error: IntrospectError) -> Status {
     match error {
         IntrospectError::Anonymous => caller_unknown(),
         IntrospectError::Denied => denied(),
-        IntrospectError::Behind => replica_behind(),
+        IntrospectError::Wait(error) => watch(error),
         IntrospectError::Store(error) => store(error),
     }
 }

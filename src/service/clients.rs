@@ -64,7 +64,8 @@ impl Clients {
             None => None,
         };
         // The digest is made and compared whether or not there is something to compare with.
-        let shown = SecretBytes::new(sha256(proof.secret.map_or(b"", |s| s.expose().as_bytes())));
+        let shown =
+            SecretBytes::new(sha256(proof.secret.map_or(&b""[..], |s| s.expose().as_bytes())));
         let nothing = SecretBytes::new([0; 32]);
         let expected = client.as_ref().and_then(|c| c.secret_digest.as_ref()).unwrap_or(&nothing);
         let secret_matches = shown == *expected;

@@ -12,6 +12,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::ids::Cursor;
 use crate::domain::refresh_token::RefreshToken;
 use crate::domain::session::{Session, SessionState};
+use crate::feed::WatchError;
 use crate::store::StoreError;
 
 /// How long a call waits for a revision that this replica has not reached.
@@ -35,8 +36,8 @@ pub enum IntrospectError {
     Anonymous,
     /// The caller may not ask.
     Denied,
-    /// This replica has not reached the revision that the call named.
-    Behind,
+    /// This replica has not reached the revision that the call named, or knows no such log.
+    Wait(WatchError),
     /// The store did not answer.
     Store(StoreError),
 }
@@ -62,10 +63,8 @@ impl Service {
         if caller.identity == Identity::Anonymous {
             return Err(IntrospectError::Anonymous);
         }
-        if let Some(cursor) = at_least
-            && !self.feed.wait_for(cursor, WAIT_FOR_REVISION).await
-        {
-            return Err(IntrospectError::Behind);
+        if let Some(cursor) = at_least {
+            self.feed.wait_for(cursor, WAIT_FOR_REVISION).await.map_err(IntrospectError::Wait)?;
         }
         let now = self.now();
         let found = self.examine(token, now)?;

@@ -11,7 +11,7 @@ use crate::domain::ids::{ClientId, Cursor, SessionId, SubjectId};
 use crate::domain::refresh_token::RefreshToken;
 use crate::domain::secret::SecretText;
 use crate::domain::session::Session;
-use crate::feed::AckCount;
+use crate::feed::Acked;
 use crate::store::{Level, Revoked, StoreError};
 
 /// What to take back.
@@ -50,7 +50,7 @@ pub struct Outcome {
     /// The event, if there was something to revoke.
     pub entry: Option<Entry>,
     /// What came of the wait.
-    pub waited: Option<AckCount>,
+    pub waited: Option<Acked>,
 }
 
 /// Why nothing was taken back.
@@ -123,7 +123,7 @@ impl Service {
         self.journal.record(now, origin, Happening::Revoked { entry: entry.clone() });
         let waited = match request.wait {
             None => None,
-            Some(wait) => Some(self.feed.wait_for_acks(entry.revision, wait).await),
+            Some(wait) => Some(self.feed.expect_acks(entry.revision).wait(wait).await),
         };
         Ok(Outcome { cursor, entry: Some(entry), waited })
     }

@@ -154,3 +154,8 @@ pub fn time(at: Timestamp) -> ProtoTime {
 pub fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or_default()
 }
+
+/// A moment on the wire; none for the Unix epoch, which stands for not known.
+pub fn known_timestamp(at: Timestamp) -> Option<ProtoTime> {
+    (at != Timestamp::default()).then(|| time(at))
+}
