@@ -18,9 +18,10 @@ fn measure_commits() {
                 .map(|caller| {
                     let engine = Arc::clone(&engine);
                     tokio::spawn(async move {
-                        for _ in 0..total / callers {
+                        for n in 0..total / callers {
                             let key = caller.to_be_bytes();
-                            let decision = if with_event { count(&key) } else { put(&key, &key) };
+                            let decision =
+                                if with_event { count(&key) } else { put(&key, &n.to_be_bytes()) };
                             engine.commit(decision).await.unwrap();
                         }
                     })
