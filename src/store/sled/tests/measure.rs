@@ -1,13 +1,14 @@
 //! Numbers, by hand: `cargo test --release measure -- --ignored --nocapture --test-threads 1`.
 
 use super::*;
-use crate::store::engine_suite::{count, decision};
+use crate::store::engine_suite::{count, decision, put};
 
 #[test]
 #[ignore = "prints how many commits a second become durable"]
 fn measure_commits() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for callers in [1_u64, 64, 256, 512] {
+    let callers = [1_u64, 64, 256, 512];
+    for (callers, with_event) in callers.into_iter().flat_map(|n| [(n, true), (n, false)]) {
         let (_outer, path) = fresh();
         let engine = Arc::new(open(&path).unwrap());
         let total = if callers == 1 { 4_000 } else { 200_000 };
@@ -17,8 +18,11 @@ fn measure_commits() {
                 .map(|caller| {
                     let engine = Arc::clone(&engine);
                     tokio::spawn(async move {
-                        for _ in 0..total / callers {
-                            engine.commit(count(&caller.to_be_bytes())).await.unwrap();
+                        for n in 0..total / callers {
+                            let key = caller.to_be_bytes();
+                            let decision =
+                                if with_event { count(&key) } else { put(&key, &n.to_be_bytes()) };
+                            engine.commit(decision).await.unwrap();
                         }
                     })
                 })
@@ -30,7 +34,7 @@ fn measure_commits() {
         let took = begun.elapsed();
         let status = engine.status();
         println!(
-            "{callers} callers: {:.0} commits/s, {:.1} to a group, {:?} to sync one",
+            "{callers} callers, event {with_event}: {:.0} commits/s, {:.1} to a group, {:?} to sync one",
             status.commits as f64 / took.as_secs_f64(),
             status.commits as f64 / status.groups as f64,
             status.sync_time / u32::try_from(status.groups).unwrap(),
@@ -76,11 +80,11 @@ fn measure_open() {
 
 /// What the million takes, alone: `measure_open` leaves behind what the allocator keeps.
 #[test]
-#[ignore = "prints the memory of a directory, whose path is the first line of its input"]
+#[ignore = "prints the memory of an open directory; its input is a line `CACHE_MIB PATH`"]
 fn measure_memory() {
     let mut words = String::new();
     io::stdin().read_line(&mut words).unwrap();
-    let (cache_mib, path) = words.trim().split_once(' ').unwrap();
+    let Some((cache_mib, path)) = words.trim().split_once(' ') else { return };
     let cache_bytes = cache_mib.parse::<u64>().unwrap() << 20;
     let settings = SledSettings { cache_bytes, ..SledSettings::new(1) };
     let engine = SledEngine::open(Path::new(path), &settings, LOG).unwrap();
