@@ -3,9 +3,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,8 @@ use crate::grpc::identity::Identity;
 use crate::grpc::observe::Observe;
 use crate::grpc::session::Sessions;
 use crate::grpc::watch::RevocationServer;
-use crate::http::{KeySetSource, PublicFacts, ops_router, public_router};
+use crate::http::public::{KeySetDocument, Metadata};
+use crate::http::{ops, public};
 use crate::keys::KeyRing;
 use crate::lifecycle::Readiness;
 use crate::listen::deadline::Deadline;
@@ -50,6 +52,7 @@ use crate::store::{OpenError, Store, StoreError};
 
 pub mod bootstrap;
 pub mod journal;
+pub mod serve;
 mod tasks;
 
 /// Where state lives.
@@ -128,6 +131,8 @@ pub struct Deps {
     pub entropy: Arc<dyn Entropy>,
     /// Who is told what happened, besides the metrics.
     pub journal: Arc<dyn Journal>,
+    /// Where the counters are registered.
+    pub registry: Arc<Registry>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// More gRPC services on the same stack; the benchmark adds the one that does nothing.
@@ -136,8 +141,11 @@ pub struct Deps {
 
 impl Deps {
     /// What production uses, but for the journal.
-    pub fn system(journal: Arc<dyn Journal>, metrics: Arc<Metrics>) -> Self {
-        Self { clock: None, entropy: Arc::new(OsEntropy), journal, metrics, more: None }
+    pub fn system(journal: Arc<dyn Journal>) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::register(&mut registry));
+        let registry = Arc::new(registry);
+        Self { clock: None, entropy: Arc::new(OsEntropy), journal, registry, metrics, more: None }
     }
 }
 
@@ -193,6 +201,7 @@ pub struct Bound {
     request_timeout: Duration,
     sweep_interval: Duration,
     drain_timeout: Duration,
+    process: u32,
 }
 
 /// How a server ended.
@@ -213,15 +222,6 @@ impl KeyPublisher for PublishKeys {
         let through = self.1.head();
         let frame = frame::key_set(through, published.map(to_jwk).collect());
         self.0.set_key_set(through.revision, frame);
-    }
-}
-
-struct RingSource(Arc<KeyRing>);
-
-impl KeySetSource for RingSource {
-    fn current(&self) -> (bytes::Bytes, String) {
-        let ring = self.0.current();
-        (ring.jwks_json().clone(), ring.etag().to_owned())
     }
 }
 
@@ -248,8 +248,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     let serving = readiness.register("listeners");
     let entropy = deps.entropy;
     let sealer = Arc::new(Sealer::from_file_contents(&options.encryption_key)?);
-    let (store, store_failed) =
-        open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
+    let (store, store_failed) = open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
     let clock =
         deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
     let keeper = KeyKeeper {
@@ -303,15 +302,27 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
 
     let public = options.public.map(|listen| bind_http(listen, &entropy)).transpose()?;
     let public = public.map(|listener| {
-        let facts = PublicFacts {
+        let metadata = Metadata {
             issuer: options.service.issuer.to_string(),
-            algorithms: vec![options.ring.algorithm.as_str().to_owned()],
+            algorithms: vec![options.ring.algorithm.as_str()],
         };
-        (listener, public_router(facts, Arc::new(RingSource(keys))))
+        let source = move || {
+            let ring = keys.current();
+            let etag = ring.etag().trim_matches('"').to_owned();
+            KeySetDocument { body: ring.jwks_json().clone(), etag }
+        };
+        (listener, public::router(source, &metadata))
     });
     let ops = options.ops.map(|listen| bind_http(listen, &entropy)).transpose()?;
-    let ops =
-        ops.map(|listener| (listener, ops_router(Arc::clone(&metrics), readiness.clone())));
+    let told = Arc::new(Mutex::new(journal::Told::default()));
+    let ops = ops.map(|listener| {
+        let (service, metrics) = (Arc::clone(&service), Arc::clone(&metrics));
+        let before_scrape = move || {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            journal::report(&service, &metrics, &mut told);
+        };
+        (listener, ops::router(deps.registry, readiness.clone(), before_scrape))
+    });
     drop(serving);
     Ok(Bound {
         service,
@@ -330,6 +341,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         request_timeout: options.request_timeout,
         sweep_interval: options.sweep_interval,
         drain_timeout: options.drain_timeout,
+        process: u32::from_be_bytes(entropy.bytes()),
     })
 }
 
@@ -402,7 +414,6 @@ impl Bound {
         let mut background = JoinSet::new();
         background.spawn(tasks::sweep(Arc::clone(&service), self.sweep_interval));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
-        background.spawn(tasks::report(Arc::clone(&service), Arc::clone(&self.metrics)));
         background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
 
         // HTTP first and last: probes and metrics answer while gRPC drains.
@@ -413,10 +424,9 @@ impl Bound {
         }
         let stop_grpc = CancellationToken::new();
         let stats = self.grpc.stats();
-        self.metrics.listen(Arc::clone(&stats));
         let routes = Deadline::new(self.request_timeout).layer(self.grpc_routes);
         let stack = CatchPanic::new(stats).layer(routes);
-        let stack = Observe::new(Arc::clone(&self.metrics)).layer(stack);
+        let stack = Observe::new(self.metrics, self.process).layer(stack);
         let grpc = tokio::spawn(self.grpc.serve(stack, stop_grpc.clone(), drain_timeout));
         health.serving().await;
 

@@ -1,17 +1,29 @@
 //! avouch proves who people and workloads are, and takes tokens back in milliseconds.
 
+#[cfg(feature = "server")]
+pub mod app;
+#[cfg(feature = "server")]
+pub mod audit;
 pub mod client;
+#[cfg(feature = "server")]
+pub mod config;
 pub mod crypto;
 pub mod domain;
 #[cfg(feature = "server")]
 pub mod feed;
 #[cfg(feature = "server")]
 pub mod grpc;
+#[cfg(feature = "server")]
+pub mod http;
 pub mod jwt;
 #[cfg(feature = "server")]
 pub mod keys;
 #[cfg(feature = "server")]
+pub mod lifecycle;
+#[cfg(feature = "server")]
 pub mod listen;
+#[cfg(feature = "server")]
+pub mod metrics;
 #[cfg(feature = "server")]
 pub mod password;
 pub mod pb;
@@ -21,3 +33,5 @@ pub mod precis;
 pub mod service;
 #[cfg(feature = "server")]
 pub mod store;
+#[cfg(feature = "server")]
+pub mod telemetry;

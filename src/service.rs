@@ -14,7 +14,7 @@ use crate::domain::scope::Names;
 use crate::domain::throttle::ThrottlePolicy;
 use crate::feed::Feed;
 use crate::keys::KeyRing;
-use crate::password::{Hasher, PasswordPolicy};
+use crate::password::{Hasher, PasswordPolicy, PoolStats};
 use crate::store::{Store, StoreError};
 
 pub mod access;
@@ -185,6 +185,11 @@ impl Service {
         self.store.subject_epoch(id)
     }
 
+    /// How the hashing threads are doing.
+    pub fn hash_stats(&self) -> PoolStats {
+        self.hasher.stats()
+    }
+
     fn ring_version(&self) -> u64 {
         self.ring_version.load(Ordering::Acquire)
     }
@@ -248,6 +253,7 @@ pub fn describe(caller: &crate::domain::caller::Caller) -> Box<str> {
     use crate::domain::caller::Identity;
     match &caller.identity {
         Identity::Anonymous => "anonymous".into(),
+        Identity::System => "system".into(),
         Identity::Certificate(names) => format!("certificate {}", names.join(" ")).into(),
         Identity::Client(client) => format!("client {client}").into(),
         Identity::Subject { subject, client, .. } => {

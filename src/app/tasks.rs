@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::grpc::health::Health;
-use crate::metrics::Metrics;
 use crate::service::Service;
 
 fn every(period: Duration) -> tokio::time::Interval {
@@ -36,15 +35,6 @@ pub(super) async fn roll_keys(service: Arc<Service>) {
         if let Err(error) = service.roll_keys().await {
             tracing::error!(%error, "cannot roll the signing keys");
         }
-    }
-}
-
-/// Copies what the parts know of themselves into the metrics.
-pub(super) async fn report(service: Arc<Service>, metrics: Arc<Metrics>) {
-    let mut ticks = every(Duration::from_secs(1));
-    loop {
-        ticks.tick().await;
-        super::journal::report(&service, &metrics);
     }
 }
 

@@ -8,6 +8,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::status;
+use super::watch::{Authorize, WatchCaller};
 use crate::domain::caller::{Caller, Grant, Identity};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::ClientId;
@@ -165,6 +166,27 @@ impl Callers {
             }
         })?;
         Ok(Caller { identity: Identity::Client(client.id), grants: client.grants })
+    }
+}
+
+impl Authorize for Callers {
+    fn watch_caller(
+        &self,
+        extensions: &Extensions,
+        metadata: &MetadataMap,
+    ) -> Result<WatchCaller, Status> {
+        let known = self.known(metadata, extensions)?;
+        let revoked = known.token.map(|token| {
+            let service = Arc::clone(&self.service);
+            let revoked =
+                move || service.access_tokens().check(token.expose(), service.now()).is_err();
+            Arc::new(revoked) as Arc<dyn Fn() -> bool + Send + Sync>
+        });
+        let close = extensions.get::<Arc<PeerInfo>>().map(|peer| {
+            let peer = Arc::clone(peer);
+            Arc::new(move || peer.close.cancel()) as Arc<dyn Fn() + Send + Sync>
+        });
+        Ok(WatchCaller { caller: known.caller, valid_until: known.valid_until, revoked, close })
     }
 }
 

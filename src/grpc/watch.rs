@@ -161,7 +161,7 @@ fn filter(filter: v1::RevocationFilter) -> Result<Filter, Status> {
 /// The name under which a caller's watchers count together.
 fn owner(caller: &Caller) -> String {
     match &caller.identity {
-        Identity::Anonymous => String::new(),
+        Identity::Anonymous | Identity::System => String::new(),
         Identity::Certificate(names) => format!("certificate {}", names.join(" ")),
         Identity::Client(client) => format!("client {client}"),
         Identity::Subject { subject, client, .. } => format!("subject {subject} client {client}"),

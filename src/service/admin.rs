@@ -431,23 +431,38 @@ impl Service {
     pub async fn create_client(
         &self,
         caller: &Caller,
-        mut client: Client,
+        client: Client,
         origin: &Origin,
     ) -> Result<(Client, Option<SecretText>), AdminError> {
+        let by_certificate_only = !client.certificate_names.is_empty();
+        let secret = (client.kind == ClientType::Confidential && !by_certificate_only)
+            .then(|| self.new_client_secret());
+        let client = self.create_client_with(caller, client, secret.as_ref(), origin).await?;
+        Ok((client, secret))
+    }
+
+    /// Registers a client whose secret was made, and put where it is kept, before.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn create_client_with(
+        &self,
+        caller: &Caller,
+        mut client: Client,
+        secret: Option<&SecretText>,
+        origin: &Origin,
+    ) -> Result<Client, AdminError> {
         self.may_administer(caller, "create_client", origin)?;
         check_registration(&client)?;
         let now = self.now();
-        let by_certificate_only = !client.certificate_names.is_empty();
-        let secret = (client.kind == ClientType::Confidential && !by_certificate_only)
-            .then(|| self.new_secret());
-        client.secret_digest = secret.as_ref().map(digest);
+        client.secret_digest = secret.map(digest);
         client.disabled = false;
         client.created_at = now;
         if !self.store.create_client(client.clone(), now).await? {
             return Err(AdminError::Taken);
         }
         self.administered("client_created", caller, None, Some(&client.id), None, origin);
-        Ok((client, secret))
+        Ok(client)
     }
 
     /// A made-up id for a client that was not given one.
@@ -458,11 +473,15 @@ impl Service {
     }
 
     /// 256 random bits behind a prefix that secret scanners can look for.
-    fn new_secret(&self) -> SecretText {
+    pub fn new_client_secret(&self) -> SecretText {
+        SecretText::new(format!("avs1_{}", self.new_random_text().expose()))
+    }
+
+    /// 256 random bits as text.
+    pub fn new_random_text(&self) -> SecretText {
         use base64::Engine as _;
         let bytes: [u8; 32] = self.entropy.bytes();
-        let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
-        SecretText::new(format!("avs1_{text}"))
+        SecretText::new(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
     }
 
     /// A client.
@@ -527,7 +546,7 @@ impl Service {
         if known.kind == ClientType::Public {
             return Err(AdminError::PublicClient);
         }
-        let secret = self.new_secret();
+        let secret = self.new_client_secret();
         let cause = Cause { reason: Reason::CredentialCompromised, initiator: Initiator::Admin };
         let cause = revoke_issued.then_some(cause);
         let change = ClientChange::Secret(digest(&secret));

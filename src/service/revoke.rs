@@ -88,6 +88,7 @@ impl Service {
         let initiator = request.initiator.unwrap_or(match caller.identity {
             Identity::Subject { .. } => Initiator::User,
             Identity::Client(_) if !caller.has(Right::Revoke) => Initiator::User,
+            Identity::System => Initiator::System,
             Identity::Client(_) | Identity::Certificate(_) | Identity::Anonymous => {
                 Initiator::Admin
             }
@@ -237,6 +238,6 @@ pub(super) fn owns(caller: &Caller, client: &ClientId, subject: &SubjectId) -> b
     match &caller.identity {
         Identity::Client(own) => own == client,
         Identity::Subject { subject: own, .. } => own == subject,
-        Identity::Certificate(_) | Identity::Anonymous => false,
+        Identity::Certificate(_) | Identity::Anonymous | Identity::System => false,
     }
 }
