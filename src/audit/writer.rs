@@ -1,0 +1,301 @@
+//! The thread that writes, and the bounded queue before it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::event::AuditEvent;
+
+/// The audit log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditOpenError {
+    /// The file cannot be opened for appending.
+    #[error("the audit log {0} cannot be opened: {1}")]
+    File(PathBuf, #[source] io::Error),
+    /// The thread could not be started.
+    #[error("the audit log's thread cannot be started: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The event was not written. What depends on it must not happen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the audit log cannot be written")]
+pub struct AuditDown;
+
+enum Job {
+    Line(String, Option<oneshot::Sender<bool>>),
+    Flush(oneshot::Sender<bool>),
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    written: AtomicU64,
+    dropped: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The audit log. Clones share it; the thread ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct AuditLog {
+    queue: SyncSender<Job>,
+    counters: Arc<Counters>,
+}
+
+impl AuditLog {
+    /// Appends to a file, made with mode 0600 if it is not there. `max_queued` lines may wait.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or the thread not started.
+    pub fn file(path: &Path, max_queued: usize) -> Result<Self, AuditOpenError> {
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| AuditOpenError::File(path.into(), error))?;
+        Self::start(FileSink(BufWriter::new(file)), max_queued)
+    }
+
+    /// Writes to stdout.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn stdout(max_queued: usize) -> Result<Self, AuditOpenError> {
+        Self::start(Unsynced(BufWriter::new(io::stdout())), max_queued)
+    }
+
+    /// Writes to anything.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn writer(
+        writer: impl Write + Send + 'static,
+        max_queued: usize,
+    ) -> Result<Self, AuditOpenError> {
+        Self::start(Unsynced(writer), max_queued)
+    }
+
+    fn start(sink: impl Sink, max_queued: usize) -> Result<Self, AuditOpenError> {
+        let (queue, jobs) = sync_channel(max_queued.max(1));
+        let counters = Arc::new(Counters::default());
+        let own = Arc::clone(&counters);
+        thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || run(sink, &jobs, &own))
+            .map_err(AuditOpenError::Thread)?;
+        Ok(Self { queue, counters })
+    }
+
+    /// Records an event, for calls that must not wait: logins, refreshes. When the queue is full
+    /// the event is dropped and counted.
+    pub fn record(&self, event: &AuditEvent) {
+        if self.queue.try_send(Job::Line(event.to_line(), None)).is_err() {
+            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Records an event and waits until it is written, for calls that must not happen unrecorded:
+    /// what an administrator does.
+    ///
+    /// # Errors
+    /// When it could not be written, or the queue is full.
+    pub async fn record_surely(&self, event: &AuditEvent) -> Result<(), AuditDown> {
+        let (done, written) = oneshot::channel();
+        if self.queue.try_send(Job::Line(event.to_line(), Some(done))).is_err() {
+            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            return Err(AuditDown);
+        }
+        if written.await.unwrap_or(false) { Ok(()) } else { Err(AuditDown) }
+    }
+
+    /// Waits until everything recorded so far is written and synced. Call it before the end.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn flush(&self) -> Result<(), AuditDown> {
+        let (done, written) = oneshot::channel();
+        let queue = self.queue.clone();
+        // The queue may be full, and then sending waits.
+        let sent = tokio::task::spawn_blocking(move || queue.send(Job::Flush(done)).is_ok()).await;
+        if sent.unwrap_or(false) && written.await.unwrap_or(false) {
+            Ok(())
+        } else {
+            Err(AuditDown)
+        }
+    }
+
+    /// Events that were written.
+    pub fn written(&self) -> u64 {
+        self.counters.written.load(Ordering::Relaxed)
+    }
+
+    /// Events that found the queue full.
+    pub fn dropped(&self) -> u64 {
+        self.counters.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Events that could not be written.
+    pub fn failed(&self) -> u64 {
+        self.counters.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// What lines are written to.
+trait Sink: Send + 'static {
+    fn write_line(&mut self, line: &str) -> io::Result<()>;
+    fn flush(&mut self) -> io::Result<()>;
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+struct FileSink(BufWriter<File>);
+
+impl Sink for FileSink {
+    fn write_line(&mut self, line: &str) -> io::Result<()> {
+        self.0.write_all(line.as_bytes())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.get_ref().sync_data()
+    }
+}
+
+struct Unsynced<W>(W);
+
+impl<W: Write + Send + 'static> Sink for Unsynced<W> {
+    fn write_line(&mut self, line: &str) -> io::Result<()> {
+        self.0.write_all(line.as_bytes())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines that go out with one flush, and who waits for them.
+#[derive(Default)]
+struct Batch {
+    lines: u64,
+    failed: bool,
+    sync: bool,
+    for_lines: Vec<oneshot::Sender<bool>>,
+    for_flush: Vec<oneshot::Sender<bool>>,
+}
+
+const MAX_BATCH: u64 = 1_000;
+
+/// Writes in batches: whatever waits goes out with one flush, and only then are those told who wait.
+fn run(mut sink: impl Sink, jobs: &Receiver<Job>, counters: &Counters) {
+    // Whether a line was lost since a flush last said so.
+    let mut lost = false;
+    while let Ok(first) = jobs.recv() {
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match job {
+                Job::Line(line, done) => {
+                    batch.lines += 1;
+                    batch.failed |= sink.write_line(&line).is_err();
+                    batch.sync |= done.is_some();
+                    batch.for_lines.extend(done);
+                }
+                Job::Flush(done) => {
+                    batch.sync = true;
+                    batch.for_flush.push(done);
+                }
+            }
+            next = if batch.lines < MAX_BATCH { jobs.try_recv().ok() } else { None };
+        }
+        finish(&mut sink, batch, &mut lost, counters);
+    }
+}
+
+fn finish(sink: &mut impl Sink, batch: Batch, lost: &mut bool, counters: &Counters) {
+    let good = sink.flush().is_ok() && !batch.failed && (!batch.sync || sink.sync().is_ok());
+    let counter = if good { &counters.written } else { &counters.failed };
+    counter.fetch_add(batch.lines, Ordering::Relaxed);
+    *lost |= !good;
+    for done in batch.for_lines {
+        let _ = done.send(good);
+    }
+    for done in batch.for_flush {
+        let _ = done.send(!std::mem::take(lost));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::audit::AuditName;
+    use crate::domain::clock::Timestamp;
+
+    fn event(revision: u64) -> AuditEvent {
+        AuditEvent::new(AuditName::AuthnTokenRevoked, Timestamp::from_secs(1)).revision(revision)
+    }
+
+    #[tokio::test]
+    async fn writes_every_event_in_order_to_a_private_file_and_appends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        for round in 0..2 {
+            let log = AuditLog::file(&path, 10_000).unwrap();
+            for revision in 0..2_500 {
+                log.record(&event(round * 2_500 + revision));
+            }
+            log.flush().await.unwrap();
+            assert_eq!((log.written(), log.dropped()), (2_500, 0));
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let revisions = text.lines().map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["revision"].as_u64().unwrap()
+        });
+        assert!(revisions.eq(0..5_000));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    /// Blocks in its first write until told; then fails.
+    struct Stuck(Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Err(io::Error::other("disk full"))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_drops_and_counts_and_who_must_be_sure_is_told() {
+        let (go, stuck) = mpsc::channel();
+        let log = AuditLog::writer(Stuck(stuck), 2).unwrap();
+        for revision in 0..10 {
+            log.record(&event(revision));
+        }
+        assert!(log.dropped() >= 7, "{}", log.dropped());
+        assert_eq!(log.record_surely(&event(10)).await, Err(AuditDown));
+        drop(go);
+        assert_eq!(log.flush().await, Err(AuditDown));
+        assert_eq!(log.record_surely(&event(11)).await, Err(AuditDown));
+        assert_eq!(log.written(), 0);
+    }
+}

@@ -1,0 +1,171 @@
+//! The configuration: a TOML file, then `AVOUCH_<SECTION>_<KEY>` from the environment, then flags,
+//! each over the one before; checked as a whole, with every mistake reported at once. Knows no
+//! running service; what a service needs it gets in its own settings.
+
+pub mod grants;
+pub mod section;
+pub mod sections;
+pub mod value;
+
+mod check;
+mod file;
+mod load;
+mod reference;
+mod secret_file;
+mod suggest;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+
+pub use check::check_secret_files;
+pub use grants::CertificateGrant;
+pub use load::{Sources, environment, load};
+pub use reference::reference;
+pub use secret_file::{SecretFileError, read_secret_file};
+
+use section::{KeyDoc, KeyFault};
+use sections::{
+    Audit, Issuer, Keys, Limits, Log, Password, Server, Sessions, Store, Throttle, Tls, Tokens,
+};
+
+macro_rules! config {
+    ($($(#[doc = $doc:literal])+ $field:ident : $kind:ident,)+) => {
+        /// The whole configuration. It holds no secret, only the paths of files that do.
+        #[derive(Clone, Debug, Default, Eq, PartialEq)]
+        pub struct Config {
+            /// Whether this is a server to try things on: loopback, plaintext, made-up credentials.
+            pub dev: bool,
+            /// `[[grant]]`: what callers with a certificate may do.
+            pub grants: Vec<CertificateGrant>,
+            $($(#[doc = $doc])+ pub $field: $kind,)+
+        }
+
+        const SECTIONS: &[&str] = &[$(stringify!($field)),+];
+
+        impl Config {
+            fn set(&mut self, section: &str, key: &str, text: &str) -> Result<(), KeyFault> {
+                match section {
+                    $(stringify!($field) => self.$field.set(key, text),)+
+                    _ => Err(KeyFault::Unknown),
+                }
+            }
+
+            /// Every section with its keys, what they mean, and their values.
+            pub fn keys(&self) -> Vec<(&'static str, Vec<KeyDoc>)> {
+                vec![$((stringify!($field), self.$field.keys())),+]
+            }
+        }
+    };
+}
+
+config! {
+    /// Where avouch listens and how it stops.
+    server: Server,
+    /// Certificates.
+    tls: Tls,
+    /// What avouch calls itself in tokens.
+    issuer: Issuer,
+    /// Where the state is kept.
+    store: Store,
+    /// Signing keys.
+    keys: Keys,
+    /// How passwords are hashed and what a new one must be.
+    password: Password,
+    /// Default lifetimes.
+    tokens: Tokens,
+    /// Logins.
+    sessions: Sessions,
+    /// Failed logins.
+    throttle: Throttle,
+    /// What one peer, and all together, may take.
+    limits: Limits,
+    /// Diagnostics.
+    log: Log,
+    /// Security events.
+    audit: Audit,
+}
+
+impl Config {
+    /// The data directory. `load` gives no configuration without one.
+    pub fn data_dir(&self) -> PathBuf {
+        self.store.path.clone().unwrap_or_else(|| "avouch-data".into())
+    }
+
+    /// Where security events go; `None` is stdout.
+    pub fn audit_file(&self) -> Option<PathBuf> {
+        (self.audit.output != "stdout").then(|| self.audit.output.clone().into())
+    }
+
+    /// One line for the log at start: what an operator asks first. An allow-list by hand.
+    pub fn summary(&self) -> String {
+        let server = &self.server;
+        let tls = match (&self.tls.cert_file, server.plaintext_mesh) {
+            (Some(_), _) => match self.tls.client_auth {
+                sections::ClientAuth::None => "tls",
+                sections::ClientAuth::Optional => "tls, client certificates optional",
+                sections::ClientAuth::Required => "mtls",
+            },
+            (None, true) => "plaintext behind a mesh",
+            (None, false) => "plaintext on loopback",
+        };
+        format!(
+            "grpc {}, public {}, ops {}, {tls}; issuer {}; data in {}; {} signing; argon2id {}/{}/{}; \
+             access tokens live {} s; {} certificate grants{}",
+            server.listen,
+            server.public_listen,
+            server.ops_listen,
+            self.issuer.url.as_deref().unwrap_or("the public listener"),
+            self.data_dir().display(),
+            self.keys.algorithm,
+            self.password.memory_kib,
+            self.password.iterations,
+            self.password.parallelism,
+            self.tokens.access_lifetime.as_secs(),
+            self.grants.len(),
+            if self.dev { "; dev" } else { "" },
+        )
+    }
+}
+
+/// One mistake in the configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// Where it was made: `avouch.toml:12`, `AVOUCH_SERVER_LISTEN`, `--set server.listen`; empty for
+    /// one that is about the whole.
+    pub origin: String,
+    /// Which key, and what is wrong with it.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.origin.is_empty() {
+            f.write_str(&self.text)
+        } else {
+            write!(f, "{}: {}", self.origin, self.text)
+        }
+    }
+}
+
+/// Every mistake in the configuration.
+#[derive(Clone, Debug, Default, Eq, PartialEq, thiserror::Error)]
+pub struct ConfigErrors(pub Vec<Problem>);
+
+impl ConfigErrors {
+    fn push(&mut self, origin: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Problem { origin: origin.into(), text: text.into() });
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0.len() == 1 { "mistake" } else { "mistakes" };
+        write!(f, "the configuration has {} {plural}:", self.0.len())?;
+        for problem in &self.0 {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
