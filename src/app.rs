@@ -19,6 +19,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::LogId;
 use crate::domain::key::{KeyRecord, RingPolicy};
+use crate::domain::secret::SecretText;
 use crate::feed::{Feed, FeedSettings};
 use crate::grpc::admin::Admin;
 use crate::grpc::caller::{Callers, CertificateGrant};
@@ -86,7 +87,7 @@ pub struct Options {
     /// Where state lives.
     pub store: StoreOptions,
     /// The contents of the file with the key-encryption key.
-    pub encryption_key: Vec<u8>,
+    pub encryption_key: SecretText,
     /// When signing keys change.
     pub ring: RingPolicy,
     /// The service as a whole.
@@ -247,7 +248,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     let readiness = Readiness::default();
     let serving = readiness.register("listeners");
     let entropy = deps.entropy;
-    let sealer = Arc::new(Sealer::from_file_contents(&options.encryption_key)?);
+    let sealer = Arc::new(Sealer::from_file_contents(options.encryption_key.expose().as_bytes())?);
     let (store, store_failed) = open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
     let clock =
         deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));

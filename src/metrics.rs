@@ -136,26 +136,26 @@ impl Metrics {
 
     fn start_at_zero(&self) {
         for method in Method::ALL {
-            self.requests.get_or_create(&RpcLabels { method, code: Code::Ok });
-            self.latency.get_or_create(&MethodLabels { method });
+            drop(self.requests.get_or_create(&RpcLabels { method, code: Code::Ok }));
+            drop(self.latency.get_or_create(&MethodLabels { method }));
         }
         for outcome in HashOutcome::ALL {
-            self.hashes.get_or_create(&OutcomeLabels { outcome });
+            drop(self.hashes.get_or_create(&OutcomeLabels { outcome }));
         }
         for kind in Rotation::ALL {
-            self.rotations.get_or_create(&RotationLabels { kind });
+            drop(self.rotations.get_or_create(&RotationLabels { kind }));
         }
         for cause in ReuseCause::ALL {
-            self.reuses.get_or_create(&CauseLabels { cause });
+            drop(self.reuses.get_or_create(&CauseLabels { cause }));
         }
         for level in Level::ALL {
-            self.revocations.get_or_create(&LevelLabels { level });
+            drop(self.revocations.get_or_create(&LevelLabels { level }));
         }
         for verdict in Verdict::ALL {
-            self.introspections.get_or_create(&VerdictLabels { verdict });
+            drop(self.introspections.get_or_create(&VerdictLabels { verdict }));
         }
         for state in KeyState::ALL {
-            self.keys.get_or_create(&KeyStateLabels { state });
+            drop(self.keys.get_or_create(&KeyStateLabels { state }));
         }
     }
 

@@ -271,7 +271,7 @@ mod tests {
     }
 
     /// Blocks in its first write until told; then fails.
-    struct Stuck(mpsc::Receiver<()>);
+    struct Stuck(Receiver<()>);
 
     impl Write for Stuck {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {

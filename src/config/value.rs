@@ -137,7 +137,7 @@ impl Value for Duration {
 
     fn show(&self) -> String {
         let millis = self.as_millis();
-        let unit = UNITS.iter().find(|(_, scale)| millis % u128::from(*scale) == 0);
+        let unit = UNITS.iter().find(|(_, scale)| millis.is_multiple_of(u128::from(*scale)));
         match unit {
             Some((name, scale)) if millis > 0 => format!("{}{name}", millis / u128::from(*scale)),
             _ => "0s".into(),

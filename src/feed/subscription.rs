@@ -368,8 +368,8 @@ impl Subscription {
             let after = self.place.shared.ring().after(self.position);
             let shown = match after {
                 After::Nothing => return Ok(None),
-                After::Frame(frame) => self.from_frame(&frame),
-                After::Behind(floor) => self.from_store(floor)?,
+                After::Frame(frame) => self.read_frame(&frame),
+                After::Behind(floor) => self.read_store(floor)?,
             };
             if shown.is_some() {
                 return Ok(shown);
@@ -377,7 +377,7 @@ impl Subscription {
         }
     }
 
-    fn from_frame(&mut self, frame: &Frame) -> Option<Item> {
+    fn read_frame(&mut self, frame: &Frame) -> Option<Item> {
         let shared = &self.place.shared;
         let max = self.subscribe.max_frame_bytes;
         let new = frame.entries.partition_point(|entry| entry.revision <= self.position);
@@ -399,7 +399,7 @@ impl Subscription {
 
     /// Reads what the ring no longer holds. The store answers with what is left of it: what has
     /// expired since is skipped.
-    fn from_store(&mut self, floor: Revision) -> Result<Option<Item>, WatchError> {
+    fn read_store(&mut self, floor: Revision) -> Result<Option<Item>, WatchError> {
         const PAGE: usize = 256;
         let shared = &self.place.shared;
         shared.reread.fetch_add(1, Ordering::Relaxed);

@@ -81,8 +81,7 @@ impl Handlers {
     ) -> Result<Response<Frames>, Status> {
         let caller = self.caller(&request)?;
         let subscribe = subscribe(request.into_inner(), caller)?;
-        let subscription =
-            self.feed.subscribe(subscribe).await.map_err(|error| status::watch(error))?;
+        let subscription = self.feed.subscribe(subscribe).await.map_err(status::watch)?;
         Ok(Response::new(frames(subscription)))
     }
 }
@@ -215,8 +214,7 @@ impl RevocationService for Handlers {
         let mut revocations = Vec::new();
         let mut more = true;
         for _ in 0..PAGES {
-            let (page, page_more) =
-                self.feed.list(after, limit).map_err(|error| status::store(error))?;
+            let (page, page_more) = self.feed.list(after, limit).map_err(status::store)?;
             more = page_more;
             for found in &page.entries {
                 if revocations.len() == limit {

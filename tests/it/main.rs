@@ -3,4 +3,6 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod harness;
 mod listen;
+mod story;
