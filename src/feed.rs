@@ -27,8 +27,6 @@ mod ring;
 mod snapshot;
 pub mod subscription;
 mod tasks;
-#[cfg(test)]
-mod tests;
 
 pub use registry::{Acked, Close, Waiter, WatcherInfo};
 use registry::{Registry, Watcher};
@@ -400,6 +398,11 @@ impl Feed {
         waiter
     }
 
+    /// Waits until every watcher has applied everything up to `through`, at most for `limit`.
+    pub async fn wait_for_acks(&self, through: Revision, limit: Duration) -> Acked {
+        self.expect_acks(through).wait(limit).await
+    }
+
     /// A watcher says that it has applied everything up to `applied`. Unknown watches, watches of
     /// other callers and positions that were never sent change nothing.
     pub fn ack(&self, watch_id: &str, owner: &str, applied: Cursor) {
@@ -483,7 +486,7 @@ impl Feed {
     }
 }
 
-/// A moment `part` of the way, at random, from now to twice `middle` from now.
+/// A span between the two, at random.
 fn spread(entropy: &dyn Entropy, from: Duration, to: Duration) -> Duration {
     let part = f64::from(u32::from_be_bytes(entropy.bytes())) / f64::from(u32::MAX);
     from + to.saturating_sub(from).mul_f64(part)

@@ -216,7 +216,7 @@ mod tests {
         #[test]
         fn never_panics_and_parses_only_what_it_would_write(text in "(avr1_)?[A-Za-z0-9_-]{70,80}|\\PC*") {
             if let Ok(token) = text.parse::<RefreshToken>() {
-                prop_assert_eq!(token.to_text().expose(), text);
+                prop_assert_eq!(token.to_text().into_exposed(), text);
             }
         }
     }

@@ -1,0 +1,8 @@
+//! The integration tests, as one binary.
+
+// It is nothing else; said once more because clippy allows `expect` only under this.
+#![cfg(test)]
+
+mod feed;
+mod support;
+mod watch;
