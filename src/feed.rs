@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -238,8 +238,21 @@ impl Shared {
     }
 }
 
-impl EntryObserver for Shared {
+/// What the store tells of durable events. It does not keep the feed alive.
+struct Listener(Weak<Shared>);
+
+impl EntryObserver for Listener {
     fn durable(&self, entries: &[Entry], head: Revision) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.publish(entries, head);
+        }
+    }
+}
+
+impl Shared {
+    /// Takes in what became durable. Everything that waits for it is quick: the view, the ring, and
+    /// one wake-up, however many watch.
+    fn publish(&self, entries: &[Entry], head: Revision) {
         let now = self.clock.now();
         {
             let mut ring = self.ring();
@@ -311,7 +324,7 @@ impl Feed {
         });
         // Listen first, read then: an event is in what is read, or heard, or both. Applying it
         // twice changes nothing.
-        shared.store.observe(Arc::clone(&shared) as Arc<dyn EntryObserver>);
+        shared.store.observe(Arc::new(Listener(Arc::downgrade(&shared))));
         let mut loaded = Revision(0);
         let now = shared.clock.now();
         let end = shared.store.head().revision;

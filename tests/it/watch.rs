@@ -327,28 +327,90 @@ async fn the_client_holds_the_set_and_answers_who_waits_for_it() {
     assert_eq!(watch.cursor().unwrap().revision, Revision(3));
 }
 
-/// Rows f and h, on the client: the cursor says what is applied, and a new stream goes on from it.
+const fn is_lost(event: &WatchEvent) -> bool {
+    matches!(event, WatchEvent::Disconnected { .. })
+}
+
+/// Row f, on the client: the cursor says what is applied, and the next stream goes on from it.
 #[tokio::test]
 async fn the_client_resumes_at_another_replica_after_a_drain() {
     let (world, first, address) = begin(FeedSettings::default()).await;
     world.revoke().await;
-    let mut watch = follow(vec![endpoint(address)]);
+    // Another replica over the same store.
+    let other = serve(world.feed(FeedSettings::default())).await;
+    let mut watch = follow(vec![endpoint(address), endpoint(other)]);
     event_where(&mut watch, is_synced).await;
     first.drain();
-    let lost = event_where(&mut watch, |it| matches!(it, WatchEvent::Disconnected { .. })).await;
+    let lost = event_where(&mut watch, is_lost).await;
     let WatchEvent::Disconnected { lost: Lost::GoAway(reason), .. } = lost else {
         panic!("{lost:?}")
     };
     assert_eq!(reason, v1::GoAwayReason::Drain);
     assert_eq!(watch.view().read().unwrap().len(), 1, "known revocations stay in force");
-    // Another replica over the same store, at another address.
     world.revoke().await;
-    let other = serve(world.feed(FeedSettings::default())).await;
-    let mut moved = follow(vec![endpoint(address), endpoint(other)]);
-    let event = event_where(&mut moved, |it| matches!(it, WatchEvent::Connected { .. })).await;
-    assert!(matches!(event, WatchEvent::Connected { resumed: false, .. }));
-    event_where(&mut moved, is_synced).await;
-    assert_eq!(moved.cursor().unwrap().revision, Revision(2));
+    let connected = |it: &WatchEvent| matches!(it, WatchEvent::Connected { .. });
+    let event = event_where(&mut watch, connected).await;
+    assert!(matches!(event, WatchEvent::Connected { resumed: true, .. }), "{event:?}");
+    event_where(&mut watch, is_synced).await;
+    assert_eq!(watch.cursor().unwrap().revision, Revision(2));
+    assert_eq!(watch.view().read().unwrap().len(), 2);
+}
+
+/// Row h, on the client: the old set is in force until the new one is whole, and gone then.
+#[tokio::test]
+async fn the_client_enforces_the_old_set_until_the_one_of_another_log_is_complete() {
+    let (world, first, address) = begin(FeedSettings::default()).await;
+    for _ in 0..3 {
+        world.revoke().await;
+    }
+    let restored = World::of(avouch::domain::ids::LogId::from_bytes([9; 16]));
+    restored.raise("ann").await;
+    let other = serve(restored.feed(FeedSettings::default())).await;
+    let mut watch = follow(vec![endpoint(address), endpoint(other)]);
+    event_where(&mut watch, is_synced).await;
+    let view = watch.view();
+    first.drain();
+    event_where(&mut watch, |it| matches!(it, WatchEvent::Reset)).await;
+    assert_eq!(view.read().unwrap().len(), 3);
+    event_where(&mut watch, is_synced).await;
+    assert_eq!(view.read().unwrap().len(), 1);
+    assert_eq!(watch.cursor().unwrap().revision, Revision(1));
+}
+
+#[tokio::test]
+async fn the_client_fetches_the_set_anew_when_the_digest_says_that_it_is_another() {
+    let (world, _feed, address) = begin(FeedSettings::default()).await;
+    world.revoke().await;
+    let mut watch = follow(vec![endpoint(address)]);
+    event_where(&mut watch, is_synced).await;
+    let view = watch.view();
+    let end = 1_800_000_000 + 600;
+    view.write().unwrap().insert_token(end, 0xdead);
+    let lost = event_where(&mut watch, is_lost).await;
+    assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::DigestMismatch, .. }));
+    assert_eq!(view.read().unwrap().len(), 2, "what it has stays in force");
+    event_where(&mut watch, is_synced).await;
+    assert_eq!(view.read().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_client_says_when_it_is_refused_and_goes_on_when_it_is_not() {
+    let (world, _feed, address) = begin(FeedSettings::default()).await;
+    world.revoke().await;
+    let allowed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flag = Arc::clone(&allowed);
+    let settings = WatchSettings {
+        authorization: Some(Arc::new(move || {
+            let name = if flag.load(std::sync::atomic::Ordering::Relaxed) { "me" } else { NOBODY };
+            name.parse().ok()
+        })),
+        ..WatchSettings::new(vec![endpoint(address)])
+    };
+    let mut watch = Watch::new(settings, Arc::new(SeededEntropy::new(1)));
+    let refused = timeout(LONG, watch.next()).await.expect("an answer in time");
+    assert!(matches!(refused, WatchEvent::Refused(Code::PermissionDenied, _)), "{refused:?}");
+    allowed.store(true, std::sync::atomic::Ordering::Relaxed);
+    event_where(&mut watch, is_synced).await;
 }
 
 /// Row c: k8s#65012. The connection answers at the level of TCP and of HTTP/2, and says nothing.
@@ -366,8 +428,7 @@ async fn the_client_gives_up_a_stream_that_is_silent_for_three_heartbeats() {
     let mut watch = follow(vec![endpoint(through)]);
     event_where(&mut watch, is_synced).await;
     mute.send_replace(true);
-    let gone = |it: &WatchEvent| matches!(it, WatchEvent::Disconnected { .. });
-    let lost = event_where(&mut watch, gone).await;
+    let lost = event_where(&mut watch, is_lost).await;
     assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::Silent, .. }), "{lost:?}");
     mute.send_replace(false);
     world.revoke().await;

@@ -31,8 +31,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::of(LOG)
+    }
+
+    pub(crate) fn of(log_id: LogId) -> Self {
         Self {
-            store: Arc::new(Ledger::new(LogEngine::new(LOG))),
+            store: Arc::new(Ledger::new(LogEngine::new(log_id))),
             clock: Arc::new(ManualClock::new(START)),
             entropy: Arc::new(SeededEntropy::new(42)),
         }
