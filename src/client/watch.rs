@@ -73,9 +73,11 @@ pub struct Fresh {
     /// Every revocation that was acknowledged before this moment is in the set. The Unix epoch while
     /// the server has proved nothing.
     pub as_of: Timestamp,
-    /// The server's clock when it said so.
+    /// The server's clock when this arrived, as far as can be known here: when it was sent, or
+    /// later where earlier frames of the stream say so. A frame that was held up on its way looks
+    /// as old as it is.
     pub sent: Timestamp,
-    /// When that arrived. The server's present is `sent` plus what has passed since.
+    /// When this arrived. The server's present is `sent` plus what has passed since.
     pub received: Instant,
 }
 
@@ -143,6 +145,24 @@ struct Live {
     /// How long a silence is one too many.
     deadline: Duration,
     go_away: Option<(v1::GoAwayReason, Duration)>,
+    /// The frame that took the least time so far, by which the server's clock is told. Anew with
+    /// each stream, so that the drift of the two clocks does not add up.
+    quickest: Option<(Timestamp, Instant)>,
+}
+
+impl Live {
+    /// The server's clock at `received`, when a frame says `sent`.
+    fn server_time(&mut self, sent: Timestamp, received: Instant) -> Timestamp {
+        let known =
+            self.quickest.map(|(sent, at)| sent.after(received.saturating_duration_since(at)));
+        match known {
+            Some(known) if known >= sent => known,
+            Some(_) | None => {
+                self.quickest = Some((sent, received));
+                sent
+            }
+        }
+    }
 }
 
 /// Follows the revocations of one avouch.
@@ -259,7 +279,14 @@ impl Watch {
         });
         let frames = client.watch_revocations(request).await?.into_inner();
         let deadline = self.settings.heartbeat * MISSED_HEARTBEATS;
-        Ok(Live { client, frames, watch_id: String::new(), deadline, go_away: None })
+        Ok(Live {
+            client,
+            frames,
+            watch_id: String::new(),
+            deadline,
+            go_away: None,
+            quickest: None,
+        })
     }
 
     fn authorized<T>(&self, message: T) -> Request<T> {
@@ -290,15 +317,23 @@ impl Watch {
                     revocations.iter().try_for_each(|it| apply_revocation(view, it))
                 })?;
                 let sent = batch.send_time.as_ref();
-                let fresh =
-                    fresh(batch.through.as_ref(), batch.as_of_time.as_ref(), sent, received)?;
+                let fresh = self.fresh_of(
+                    batch.through.as_ref(),
+                    batch.as_of_time.as_ref(),
+                    sent,
+                    received,
+                )?;
                 self.advance(fresh);
                 Ok(Some(WatchEvent::Batch(revocations, fresh)))
             }
             Frame::Synced(synced) => {
                 let sent = synced.send_time.as_ref();
-                let fresh =
-                    fresh(synced.through.as_ref(), synced.as_of_time.as_ref(), sent, received)?;
+                let fresh = self.fresh_of(
+                    synced.through.as_ref(),
+                    synced.as_of_time.as_ref(),
+                    sent,
+                    received,
+                )?;
                 if let Some(complete) = self.pending.take() {
                     *self.view.write().unwrap_or_else(PoisonError::into_inner) = complete;
                 }
@@ -310,7 +345,8 @@ impl Watch {
             }
             Frame::Heartbeat(beat) => {
                 let sent = beat.send_time.as_ref();
-                let fresh = fresh(beat.through.as_ref(), beat.as_of_time.as_ref(), sent, received)?;
+                let fresh =
+                    self.fresh_of(beat.through.as_ref(), beat.as_of_time.as_ref(), sent, received)?;
                 self.advance(fresh);
                 self.view.write().unwrap_or_else(PoisonError::into_inner).expire(fresh.sent);
                 self.verify(beat.digest)?;
@@ -331,6 +367,20 @@ impl Watch {
                 Ok(None)
             }
         }
+    }
+
+    fn fresh_of(
+        &mut self,
+        through: Option<&v1::Cursor>,
+        as_of: Option<&prost_types::Timestamp>,
+        sent: Option<&prost_types::Timestamp>,
+        received: Instant,
+    ) -> Result<Fresh, Lost> {
+        let mut fresh = fresh(through, as_of, sent, received)?;
+        if let Some(live) = &mut self.live {
+            fresh.sent = live.server_time(fresh.sent, received);
+        }
+        Ok(fresh)
     }
 
     fn begin(&mut self, start: v1::WatchStart) -> WatchEvent {
