@@ -3,6 +3,9 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod feed;
 mod harness;
 mod listen;
 mod story;
+mod support;
+mod watch;
