@@ -3,6 +3,7 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod alone;
 mod feed;
 mod harness;
 mod listen;
