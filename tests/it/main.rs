@@ -7,6 +7,7 @@ mod alone;
 mod feed;
 mod harness;
 mod listen;
+mod mtls;
 mod story;
 mod support;
 mod watch;
