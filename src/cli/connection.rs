@@ -56,16 +56,22 @@ impl Connection {
     /// Connects, and gets a token to call with from `--token` or `--credentials`. A certificate
     /// alone is fine, too.
     pub(super) async fn authenticated(global: &Global) -> Result<Self, Failure> {
-        let mut connection = Self::open(global).await?;
+        // What was typed is looked at first: a mistake in it needs no server to be seen.
         if let Some(path) = &global.token {
-            connection.bearer = Some(bearer(access_token(path)?.expose())?);
-        } else if let Some(path) = &global.credentials {
-            connection.log_in(&ClientCredentials::read(path)?).await?;
-        } else if global.cert.is_none() {
+            let bearer = bearer(access_token(path)?.expose())?;
+            return Ok(Self { bearer: Some(bearer), ..Self::open(global).await? });
+        }
+        if let Some(path) = &global.credentials {
+            let credentials = ClientCredentials::read(path)?;
+            let mut connection = Self::open(global).await?;
+            connection.log_in(&credentials).await?;
+            return Ok(connection);
+        }
+        if global.cert.is_none() {
             let text = "say who calls: --credentials FILE, --token FILE, or --cert and --key";
             return Err(Failure::Usage(text.into()));
         }
-        Ok(connection)
+        Self::open(global).await
     }
 
     /// Connects to call about tokens: with a token, as above, if the client may have one for avouch
@@ -73,8 +79,8 @@ impl Connection {
     pub(super) async fn about_tokens(global: &Global) -> Result<Self, Failure> {
         match (&global.token, &global.credentials) {
             (None, Some(path)) => {
-                let mut connection = Self::open(global).await?;
                 let credentials = ClientCredentials::read(path)?;
+                let mut connection = Self::open(global).await?;
                 match connection.log_in(&credentials).await {
                     Err(failure) if failure.code() == Some(Code::PermissionDenied) => {
                         connection.client = Some(authentication(&credentials));
