@@ -18,4 +18,5 @@ pub mod secret;
 pub mod session;
 pub mod throttle;
 pub mod user;
+pub mod username;
 pub mod view;

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use avouch::app;
+use avouch::cli::files::Addresses;
 use avouch::cli::{self, Cli, ServeError, ServeOptions};
 use avouch::config::Config;
 use avouch::config::sections::LogFormat;
@@ -19,7 +21,13 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(config: Config, _options: ServeOptions) -> Result<(), ServeError> {
+async fn serve(config: Config, options: ServeOptions) -> Result<(), ServeError> {
     telemetry::init(config.log.format == LogFormat::Json, &config.log.level)?;
-    Err("serve is not wired".into())
+    let started = |started: &app::serve::Started| {
+        if let (Some(public), Some(ops)) = (started.public, started.ops) {
+            let addresses = Addresses { grpc: started.grpc, public, ops };
+            options.welcome(addresses, started.made.admin_client.is_some());
+        }
+    };
+    Ok(app::serve::serve(config, started).await?)
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::domain::client::Client;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Entry, Target};
-use crate::domain::ids::{ClientId, Cursor, Epochs, KeyId, Revision, SessionId, SubjectId};
+use crate::domain::ids::{ClientId, Cursor, Epoch, Epochs, KeyId, Revision, SessionId, SubjectId};
 use crate::domain::key::{KeyRecord, MacKeyId, MacKeyRecord};
 use crate::domain::scope::Names;
 use crate::domain::secret::{SecretBytes, SecretText};
@@ -20,7 +20,14 @@ use crate::store::engine::EngineStatus;
 
 pub mod codec;
 pub mod engine;
+pub mod fault;
+mod group;
 pub mod ledger;
+pub mod memory;
+pub mod sled;
+
+#[cfg(test)]
+mod engine_suite;
 
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -86,6 +93,8 @@ pub struct NewSession {
     pub session: Session,
     /// The most live sessions that one subject may have.
     pub max_per_subject: u32,
+    /// The account and the source whose failed attempts to forget, now that one succeeded.
+    pub clear_attempts: Option<([u8; 8], [u8; 8])>,
 }
 
 /// What came of opening a session.
@@ -298,6 +307,9 @@ pub trait Store: Send + Sync + 'static {
     /// The epochs of now.
     fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Result<Epochs, StoreError>;
 
+    /// The epoch of a subject.
+    fn subject_epoch(&self, subject: &SubjectId) -> Result<Epoch, StoreError>;
+
     /// A session.
     fn find_session(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
 
@@ -396,6 +408,14 @@ pub trait Store: Send + Sync + 'static {
         policy: ThrottlePolicy,
         now: Timestamp,
     ) -> Result<ThrottleDecision, StoreError>;
+
+    /// Takes back an attempt that was counted and then not made, because there was no room to hash.
+    async fn undo_attempt(
+        &self,
+        account: [u8; 8],
+        source: [u8; 8],
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 
     /// Forgets the failed attempts of one source, or of every source, on an account.
     async fn clear_attempts(

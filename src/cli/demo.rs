@@ -290,9 +290,11 @@ async fn wait_for(
     Ok(arrivals)
 }
 
-/// The application that logs the user in.
+/// The application that logs the user in, and a service that asks about its tokens.
 struct Caller {
     connection: Connection,
+    /// Has the right to introspect, so that it is told of dead tokens, too.
+    service: Connection,
     client: ClientAuthentication,
     password: String,
 }
@@ -301,7 +303,7 @@ impl Caller {
     async fn new(url: &str, data: &Path) -> Result<Self, Failure> {
         let global = Global {
             server: url.into(),
-            credentials: None,
+            credentials: Some(data.join(ADMIN_CLIENT)),
             token: None,
             ca_file: None,
             cert: None,
@@ -311,6 +313,7 @@ impl Caller {
         let credentials = ClientCredentials::read(&data.join(LOGIN_CLIENT))?;
         Ok(Self {
             connection: Connection::open(&global).await?,
+            service: Connection::authenticated(&global).await?,
             client: authentication(&credentials),
             password: read_secret_file(&data.join(DEV_PASSWORD))?.into_exposed(),
         })
@@ -356,12 +359,11 @@ impl Caller {
 
     async fn expect_active(&self, tokens: &TokenSet, expected: bool) -> Result<(), Failure> {
         let request = IntrospectRequest {
-            client: Some(self.client.clone()),
             token: tokens.access_token.clone(),
             ..IntrospectRequest::default()
         };
-        let mut api = self.connection.identity();
-        let answer = api.introspect(self.connection.request(request)).await?.into_inner();
+        let mut api = self.service.identity();
+        let answer = api.introspect(self.service.request(request)).await?.into_inner();
         check(answer.active == expected, "an introspection said otherwise than it must")
     }
 }

@@ -138,21 +138,14 @@ pub struct ServeOptions {
 }
 
 impl ServeOptions {
-    /// Call it once, when every listener is bound and the server is ready: writes `addresses.json`
-    /// to the data directory and, with `--dev`, prints what to type next.
-    ///
-    /// # Errors
-    /// When the file or the text cannot be written.
-    pub fn announce(&self, addresses: Addresses, first_start: bool) -> std::io::Result<()> {
-        addresses.write(&self.data_dir)?;
+    /// Call it once, when every listener is bound: with `--dev` it prints what to type next.
+    pub fn welcome(&self, addresses: Addresses, first_start: bool) {
         if self.dev {
             let data_dir = self.data_dir.clone();
             let welcome = Welcome { program: program(), addresses, data_dir, first_start };
-            if let Err(Failure::Output(error)) = Output::new(false).text(&welcome.text()) {
-                return Err(error);
-            }
+            // A server whose stdout is closed serves all the same.
+            let _ = Output::new(false).text(&welcome.text());
         }
-        Ok(())
     }
 }
 

@@ -121,7 +121,7 @@ impl Refresh {
 /// Ask whether a token is good, and what it asserts.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch introspect tokens.json --credentials avouch-data/login-client.json\n  avouch introspect tokens.json --refresh-token --credentials avouch-data/login-client.json\n  pbpaste | avouch introspect - --credentials avouch-data/admin-client.json --json"
+    after_help = "Examples:\n  avouch introspect tokens.json --credentials avouch-data/admin-client.json\n  avouch introspect tokens.json --refresh-token --credentials avouch-data/admin-client.json\n  avouch introspect - --credentials avouch-data/admin-client.json --json < access-token"
 )]
 pub(super) struct Introspect {
     /// The file with the token: what `login --save` wrote, or the token alone; - for stdin.

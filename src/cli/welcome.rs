@@ -44,14 +44,14 @@ impl Welcome {
              # log {user} in and keep the tokens\n\
              {program} login --credentials {login} --username {user} --password-file {password} --save tokens.json\n\
              # is the access token good?\n\
-             {program} introspect tokens.json --credentials {login}\n\
+             {program} introspect tokens.json --credentials {admin}\n\
              # exchange the refresh token for new tokens\n\
              {program} refresh tokens.json --credentials {login}\n\
              # watch revocations arrive (leave it running, use a third terminal for what follows)\n\
              {program} watch --credentials {admin}\n\
              # take the session back, and see the token refused\n\
              {program} revoke --token-file tokens.json --reason logout --credentials {login}\n\
-             {program} introspect tokens.json --credentials {login}\n",
+             {program} introspect tokens.json --credentials {admin}\n",
             data = self.data_dir.display(),
             user = DEV_USER,
         )

@@ -98,6 +98,8 @@ pub enum Identity {
         /// The session.
         session: Option<SessionId>,
     },
+    /// avouch itself, when it makes its first credentials.
+    System,
 }
 
 /// Who calls and what they were granted.
@@ -113,6 +115,12 @@ impl Caller {
     /// A caller of whom nothing is known: it may do what everybody may.
     pub const fn anonymous() -> Self {
         Self { identity: Identity::Anonymous, grants: Vec::new() }
+    }
+
+    /// avouch itself: it may do everything.
+    pub fn system() -> Self {
+        let grants = Right::ALL.map(Grant::unlimited).into();
+        Self { identity: Identity::System, grants }
     }
 
     /// Whether the caller has `right` over `resource`.
@@ -139,7 +147,7 @@ impl Caller {
     pub const fn client(&self) -> Option<&ClientId> {
         match &self.identity {
             Identity::Client(client) | Identity::Subject { client, .. } => Some(client),
-            Identity::Anonymous | Identity::Certificate(_) => None,
+            Identity::Anonymous | Identity::Certificate(_) | Identity::System => None,
         }
     }
 
@@ -147,7 +155,10 @@ impl Caller {
     pub const fn subject(&self) -> Option<&SubjectId> {
         match &self.identity {
             Identity::Subject { subject, .. } => Some(subject),
-            Identity::Anonymous | Identity::Certificate(_) | Identity::Client(_) => None,
+            Identity::Anonymous
+            | Identity::Certificate(_)
+            | Identity::Client(_)
+            | Identity::System => None,
         }
     }
 }

@@ -297,15 +297,14 @@ pub fn plan_at(records: &[KeyRecord], policy: &RingPolicy, now: Timestamp) -> Ve
     plan
 }
 
-/// What taking back a key entails. Empty when there is no such key, or it is revoked already. If it was
-/// the one that signs, the next one signs at once, announced long enough or not.
+/// What taking back a key entails. Empty when there is no such key, or it is revoked already. If no key
+/// would be left to sign, the next one signs at once, announced long enough or not.
 pub fn revoke_plan(records: &[KeyRecord], id: &KeyId, policy: &RingPolicy) -> Vec<KeyChange> {
-    let Some(record) = records.iter().find(|r| r.id == *id && r.state != KeyState::Revoked) else {
+    if !records.iter().any(|r| r.id == *id && r.state != KeyState::Revoked) {
         return Vec::new();
-    };
+    }
     let mut plan = vec![KeyChange::Revoke(id.clone())];
-    let another_signs = records.iter().any(|r| r.state == KeyState::Active && r.id != *id);
-    if record.state == KeyState::Active && !another_signs {
+    if !records.iter().any(|r| r.state == KeyState::Active && r.id != *id) {
         plan.push(next_signer(records, Some(id), policy.algorithm));
     }
     plan

@@ -59,6 +59,11 @@ impl Buckets {
         }
     }
 
+    fn after(&self, end: u64) -> Option<(u64, Vec<u64>)> {
+        let (end, bucket) = self.0.range(end.checked_add(1)?..).next()?;
+        Some((*end, bucket.keys.iter().copied().collect()))
+    }
+
     fn expire(&mut self, now: Timestamp) {
         self.0 = self.0.split_off(&(now.as_secs() + 1));
     }
@@ -223,6 +228,17 @@ impl View {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The first bucket of tokens that ends later than `end` seconds: its end and its keys. A caller
+    /// walks all buckets with it without holding a lock on the view between them.
+    pub fn token_bucket_after(&self, end: u64) -> Option<(u64, Vec<u64>)> {
+        self.tokens.after(end)
+    }
+
+    /// As [`View::token_bucket_after`], for sessions.
+    pub fn session_bucket_after(&self, end: u64) -> Option<(u64, Vec<u64>)> {
+        self.sessions.after(end)
     }
 
     /// A check of the tokens and sessions in buckets that end later than `after`.

@@ -148,6 +148,8 @@ label! {
         LateRetry = "late_retry",
         /// Somebody has a copy.
         Replay = "replay",
+        /// A client that it was not issued to.
+        OtherClient = "other_client",
     }
 }
 
@@ -174,8 +176,12 @@ label! {
     Verdict {
         /// The token is good.
         Active = "active",
-        /// It is not, or the caller may not see it.
+        /// It is none of ours, or not in its time.
         Inactive = "inactive",
+        /// It was revoked.
+        Revoked = "revoked",
+        /// The caller may not know.
+        NotForCaller = "not_for_caller",
     }
 }
 

@@ -66,6 +66,10 @@ pub enum Order {
 }
 
 /// Point and range reads.
+///
+/// Within a decision they show one moment. Asked of an [`Engine`] they show what is written now: a
+/// commit may be seen before it is durable, and a scan may see a later commit without an earlier one.
+/// Who needs one durable moment reads in a decision that writes nothing.
 pub trait Reads {
     /// The value under `key`.
     ///

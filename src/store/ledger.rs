@@ -253,6 +253,9 @@ impl<E: Engine> Store for Ledger<E> {
                 put_session(txn, session);
                 txn.put(key::session_of(session), Vec::new());
                 txn.put(key::session_due(session.ends_at(), session.id), Vec::new());
+                if let Some((account, source)) = new.clear_attempts {
+                    txn.delete(key::attempts(account, source));
+                }
                 Ok(Opened::Open { evicted })
             })
             .await?;
@@ -357,6 +360,10 @@ impl<E: Engine> Store for Ledger<E> {
 
     fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Decided<Epochs> {
         current_epochs(|key| self.engine.get(key), client, subject)
+    }
+
+    fn subject_epoch(&self, subject: &SubjectId) -> Decided<Epoch> {
+        read_epoch(self.engine.get(&key::subject_epoch(subject))?)
     }
 
     fn find_session(&self, id: SessionId) -> Decided<Option<Session>> {
@@ -694,6 +701,21 @@ impl<E: Engine> Store for Ledger<E> {
             })
             .await?;
         Ok(decided)
+    }
+
+    async fn undo_attempt(&self, account: [u8; 8], source: [u8; 8], now: Timestamp) -> Decided<()> {
+        self.decide(now, move |txn| {
+            let at = key::attempts(account, source);
+            if let Some(bytes) = txn.get(&at)? {
+                let known = codec::read_attempts(&bytes)?;
+                let undone =
+                    Attempts { count: known.count.saturating_sub(1), blocked_until: now, ..known };
+                txn.put(at, codec::write_attempts(&undone));
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(())
     }
 
     async fn clear_attempts(

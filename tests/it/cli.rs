@@ -3,14 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-#[expect(clippy::unwrap_used, reason = "a test helper")]
 fn avouch(dir: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_avouch"));
     command.current_dir(dir).args(arguments).env_clear();
     command.output().unwrap()
 }
 
-#[expect(clippy::unwrap_used, reason = "a test helper")]
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }

@@ -1,0 +1,463 @@
+//! The composition root: puts the layers together and says what it bound. The only file that sees
+//! them all; it decides nothing that one of them could.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tower_layer::Layer as _;
+
+use crate::crypto::{KeyFileError, OsEntropy, Sealer};
+use crate::domain::client::Lifetimes;
+use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::entropy::Entropy;
+use crate::domain::ids::LogId;
+use crate::domain::key::{KeyRecord, RingPolicy};
+use crate::domain::secret::SecretText;
+use crate::feed::{Feed, FeedSettings};
+use crate::grpc::admin::Admin;
+use crate::grpc::caller::{Callers, CertificateGrant};
+use crate::grpc::convert::token::to_jwk;
+use crate::grpc::frame::{self, BatchEncoder};
+use crate::grpc::health::Health;
+use crate::grpc::identity::Identity;
+use crate::grpc::observe::Observe;
+use crate::grpc::session::Sessions;
+use crate::grpc::watch::RevocationServer;
+use crate::http::public::{KeySetDocument, Metadata};
+use crate::http::{ops, public};
+use crate::keys::KeyRing;
+use crate::lifecycle::Readiness;
+use crate::listen::deadline::Deadline;
+use crate::listen::listener::{DrainSummary, ListenError, Listener};
+use crate::listen::panic::CatchPanic;
+use crate::listen::settings::{ListenSettings, Protocol};
+use crate::listen::tls::TlsSettings;
+use crate::metrics::Metrics;
+use crate::password::{HashParams, Hasher, PasswordPolicy, PoolSettings};
+use crate::pb;
+use crate::service::journal::Journal;
+use crate::service::key_admin::{KeeperError, KeyKeeper, KeyPublisher};
+use crate::service::{Parts, Service, Settings};
+use crate::store::codec::SCHEMA_VERSION;
+use crate::store::ledger::Ledger;
+use crate::store::memory::MemoryEngine;
+use crate::store::sled::{SledEngine, SledSettings};
+use crate::store::{OpenError, Store, StoreError};
+
+pub mod bootstrap;
+pub mod journal;
+pub mod serve;
+mod tasks;
+
+/// Where state lives.
+#[derive(Clone, Debug)]
+pub enum StoreOptions {
+    /// In memory, for tests: it is gone with the process.
+    Memory,
+    /// In a directory.
+    Sled {
+        /// The directory.
+        path: PathBuf,
+        /// How the engine behaves; its schema version is set here.
+        settings: SledSettings,
+    },
+}
+
+/// A listener for gRPC or HTTP.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// Where to listen; port 0 for any.
+    pub address: SocketAddr,
+    /// Its limits.
+    pub settings: ListenSettings,
+    /// Its certificate; none for plaintext.
+    pub tls: Option<TlsSettings>,
+}
+
+/// Everything that an operator decides.
+#[derive(Clone)]
+pub struct Options {
+    /// Where state lives.
+    pub store: StoreOptions,
+    /// The contents of the file with the key-encryption key.
+    pub encryption_key: SecretText,
+    /// When signing keys change.
+    pub ring: RingPolicy,
+    /// The service as a whole.
+    pub service: Settings,
+    /// Lifetimes for clients that set none.
+    pub lifetimes: Lifetimes,
+    /// The cost of a password hash.
+    pub hash: HashParams,
+    /// The threads that hash.
+    pub pool: PoolSettings,
+    /// Which passwords may be set.
+    pub passwords: PasswordPolicy,
+    /// The feed.
+    pub feed: FeedSettings,
+    /// What certificates are granted.
+    pub certificate_grants: Vec<CertificateGrant>,
+    /// The gRPC listener.
+    pub grpc: ListenOptions,
+    /// The listener for the public keys and the metadata; none leaves it out.
+    pub public: Option<ListenOptions>,
+    /// The listener for metrics and probes; none leaves it out.
+    pub ops: Option<ListenOptions>,
+    /// The largest request message, in bytes.
+    pub max_request_bytes: usize,
+    /// The largest response message, in bytes.
+    pub max_response_bytes: usize,
+    /// How long a unary call may take.
+    pub request_timeout: Duration,
+    /// Whether gRPC reflection is served.
+    pub reflection: bool,
+    /// How often what is over is removed.
+    pub sweep_interval: Duration,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+}
+
+/// What tests replace.
+pub struct Deps {
+    /// What time it is; none for the system's clock, which starts where the store left off.
+    pub clock: Option<Arc<dyn Clock>>,
+    /// Where random bytes come from.
+    pub entropy: Arc<dyn Entropy>,
+    /// Who is told what happened, besides the metrics.
+    pub journal: Arc<dyn Journal>,
+    /// Where the counters are registered.
+    pub registry: Arc<Registry>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// More gRPC services on the same stack; the benchmark adds the one that does nothing.
+    pub more: Option<fn(Routes) -> Routes>,
+}
+
+impl Deps {
+    /// What production uses, but for the journal.
+    pub fn system(journal: Arc<dyn Journal>) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::register(&mut registry));
+        let registry = Arc::new(registry);
+        Self { clock: None, entropy: Arc::new(OsEntropy), journal, registry, metrics, more: None }
+    }
+}
+
+/// Why the server did not start. The text tells an operator what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The store did not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The key-encryption key is none.
+    #[error("the key-encryption key cannot be used: {0}")]
+    KeyFile(#[from] KeyFileError),
+    /// The key ring did not open.
+    #[error("the key ring cannot be opened: {0}")]
+    Keys(#[from] KeeperError),
+    /// The hashing threads did not start.
+    #[error("the password hasher cannot be started: {0}")]
+    Hasher(String),
+    /// A listener did not bind.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The first credentials could not be made.
+    #[error("the first credentials cannot be made: {0}")]
+    Bootstrap(String),
+    /// gRPC reflection did not start.
+    #[error("gRPC reflection cannot be started: {0}")]
+    Reflection(String),
+}
+
+/// A server that is bound and not yet served.
+pub struct Bound {
+    /// The service, for tests and for what runs beside the server.
+    pub service: Arc<Service>,
+    /// Where gRPC is served.
+    pub grpc_address: SocketAddr,
+    /// Where the public keys are served.
+    pub public_address: Option<SocketAddr>,
+    /// Where metrics and probes are served.
+    pub ops_address: Option<SocketAddr>,
+    /// Cancel it to drain and stop.
+    pub shutdown: CancellationToken,
+    grpc: Listener,
+    grpc_routes: axum::Router,
+    public: Option<(Listener, axum::Router)>,
+    ops: Option<(Listener, axum::Router)>,
+    health: Health,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    store_failed: Option<watch::Receiver<Option<String>>>,
+    request_timeout: Duration,
+    sweep_interval: Duration,
+    drain_timeout: Duration,
+    process: u32,
+}
+
+/// How a server ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How the gRPC connections ended.
+    pub drained: DrainSummary,
+    /// Why the store failed, if that is why the server ended.
+    pub store_failed: Option<String>,
+}
+
+struct PublishKeys(Arc<Feed>, Arc<dyn Store>);
+
+impl KeyPublisher for PublishKeys {
+    fn publish(&self, keys: &[KeyRecord]) {
+        use crate::domain::key::KeyState;
+        let published = keys.iter().filter(|key| key.state != KeyState::Revoked);
+        let through = self.1.head();
+        let frame = frame::key_set(through, published.map(to_jwk).collect());
+        self.0.set_key_set(through.revision, frame);
+    }
+}
+
+type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
+
+fn open_store(options: &StoreOptions, log_id: LogId) -> Result<OpenStore, OpenError> {
+    match options {
+        StoreOptions::Memory => Ok((Arc::new(Ledger::new(MemoryEngine::new(log_id))), None)),
+        StoreOptions::Sled { path, settings } => {
+            let settings = SledSettings { schema_version: SCHEMA_VERSION, ..settings.clone() };
+            let engine = SledEngine::open(path, &settings, log_id)?;
+            let failed = engine.failed();
+            Ok((Arc::new(Ledger::new(engine)), Some(failed)))
+        }
+    }
+}
+
+/// Opens the store and the keys, starts the feed and the hashing threads, and binds the listeners.
+///
+/// # Errors
+/// See [`BuildError`].
+pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
+    let readiness = Readiness::default();
+    let serving = readiness.register("listeners");
+    let entropy = deps.entropy;
+    let sealer = Arc::new(Sealer::from_file_contents(options.encryption_key.expose().as_bytes())?);
+    let (store, store_failed) = open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
+    let clock =
+        deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
+    let keeper = KeyKeeper {
+        store: Arc::clone(&store),
+        sealer,
+        entropy: Arc::clone(&entropy),
+        policy: options.ring,
+    };
+    let (stored, ring) = keeper.open(clock.now()).await?;
+    let keys = Arc::new(KeyRing::new(ring));
+    let feed = Feed::start(
+        Arc::clone(&store),
+        Arc::clone(&clock),
+        Arc::clone(&entropy),
+        Arc::new(BatchEncoder),
+        options.feed,
+    )?;
+    let key_publisher = Arc::new(PublishKeys(Arc::clone(&feed), Arc::clone(&store)));
+    key_publisher.publish(&stored.keys);
+    let hasher = Hasher::new(options.hash, options.pool, Arc::clone(&entropy))
+        .map_err(|error| BuildError::Hasher(error.to_string()))?;
+    let metrics = deps.metrics;
+    let service = Arc::new(Service::new(Parts {
+        store,
+        clock,
+        entropy: Arc::clone(&entropy),
+        keys: Arc::clone(&keys),
+        feed,
+        hasher: Arc::new(hasher),
+        passwords: options.passwords,
+        journal: Arc::new(journal::Metered::new(deps.journal, Arc::clone(&metrics))),
+        settings: options.service.clone(),
+        keeper,
+        key_publisher,
+        ring_version: stored.version,
+    }));
+
+    let grpc = bind(options.grpc, &entropy)?;
+    let limits = (options.max_request_bytes, options.max_response_bytes);
+    let (health, health_server) = Health::new().await;
+    let callers = Arc::new(Callers::new(Arc::clone(&service), options.certificate_grants));
+    let mut routes = routes(&service, &callers, options.lifetimes, limits)
+        .add_service(health_server.max_decoding_message_size(1024));
+    if options.reflection {
+        routes = add_reflection(routes)?;
+    }
+    if let Some(more) = deps.more {
+        routes = more(routes);
+    }
+    let grpc_routes = routes.prepare().into_axum_router();
+
+    let public = options.public.map(|listen| bind_http(listen, &entropy)).transpose()?;
+    let public = public.map(|listener| {
+        let metadata = Metadata {
+            issuer: options.service.issuer.to_string(),
+            algorithms: vec![options.ring.algorithm.as_str()],
+        };
+        let source = move || {
+            let ring = keys.current();
+            let etag = ring.etag().trim_matches('"').to_owned();
+            KeySetDocument { body: ring.jwks_json().clone(), etag }
+        };
+        (listener, public::router(source, &metadata))
+    });
+    let ops = options.ops.map(|listen| bind_http(listen, &entropy)).transpose()?;
+    let told = Arc::new(Mutex::new(journal::Told::default()));
+    let ops = ops.map(|listener| {
+        let (service, metrics) = (Arc::clone(&service), Arc::clone(&metrics));
+        let before_scrape = move || {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            journal::report(&service, &metrics, &mut told);
+        };
+        (listener, ops::router(deps.registry, readiness.clone(), before_scrape))
+    });
+    drop(serving);
+    Ok(Bound {
+        service,
+        grpc_address: grpc.local_addr(),
+        public_address: public.as_ref().map(|(listener, _)| listener.local_addr()),
+        ops_address: ops.as_ref().map(|(listener, _)| listener.local_addr()),
+        shutdown: CancellationToken::new(),
+        grpc,
+        grpc_routes,
+        public,
+        ops,
+        health,
+        readiness,
+        metrics,
+        store_failed,
+        request_timeout: options.request_timeout,
+        sweep_interval: options.sweep_interval,
+        drain_timeout: options.drain_timeout,
+        process: u32::from_be_bytes(entropy.bytes()),
+    })
+}
+
+fn bind(options: ListenOptions, entropy: &Arc<dyn Entropy>) -> Result<Listener, ListenError> {
+    Listener::bind(options.address, options.settings, options.tls, Arc::clone(entropy))
+}
+
+/// The HTTP listeners speak both versions, as whoever reads a key set may.
+fn bind_http(
+    mut options: ListenOptions,
+    entropy: &Arc<dyn Entropy>,
+) -> Result<Listener, ListenError> {
+    options.settings.protocol = Protocol::Auto;
+    bind(options, entropy)
+}
+
+fn routes(
+    service: &Arc<Service>,
+    callers: &Arc<Callers>,
+    lifetimes: Lifetimes,
+    (max_request, max_response): (usize, usize),
+) -> Routes {
+    use pb::v1::admin_service_server::AdminServiceServer;
+    use pb::v1::identity_service_server::IdentityServiceServer;
+    use pb::v1::session_service_server::SessionServiceServer;
+    let identity = Identity::new(Arc::clone(service), Arc::clone(callers));
+    let sessions = Sessions::new(Arc::clone(service), Arc::clone(callers));
+    let admin = Admin::new(Arc::clone(service), Arc::clone(callers), lifetimes);
+    let revocations = RevocationServer::new(
+        Arc::clone(service.feed()),
+        Arc::clone(callers) as Arc<dyn crate::grpc::watch::Authorize>,
+    );
+    // A page of a thousand sessions or clients is larger than any other answer.
+    let max_page = max_response.max(4 * 1024 * 1024);
+    Routes::new(
+        IdentityServiceServer::new(identity)
+            .max_decoding_message_size(max_request)
+            .max_encoding_message_size(max_response),
+    )
+    .add_service(
+        SessionServiceServer::new(sessions)
+            .max_decoding_message_size(max_request)
+            .max_encoding_message_size(max_page),
+    )
+    .add_service(
+        AdminServiceServer::new(admin)
+            .max_decoding_message_size(max_request.max(64 * 1024))
+            .max_encoding_message_size(max_page),
+    )
+    .add_service(revocations)
+}
+
+fn add_reflection(routes: Routes) -> Result<Routes, BuildError> {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| BuildError::Reflection(error.to_string());
+    Ok(routes
+        .add_service(builder().build_v1().map_err(failed)?)
+        .add_service(builder().build_v1alpha().map_err(failed)?))
+}
+
+impl Bound {
+    /// Serves until [`Bound::shutdown`] is cancelled or the store fails, then drains: health says
+    /// NOT_SERVING, the watchers are told to go, calls finish, the store is closed.
+    pub async fn serve(self) -> Ended {
+        let Self { service, shutdown, health, readiness, drain_timeout, .. } = self;
+        let mut background = JoinSet::new();
+        background.spawn(tasks::sweep(Arc::clone(&service), self.sweep_interval));
+        background.spawn(tasks::roll_keys(Arc::clone(&service)));
+        background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
+
+        // HTTP first and last: probes and metrics answer while gRPC drains.
+        let stop_http = CancellationToken::new();
+        let mut http = JoinSet::new();
+        for (listener, router) in [self.public, self.ops].into_iter().flatten() {
+            http.spawn(listener.serve(router, stop_http.clone(), Duration::from_secs(2)));
+        }
+        let stop_grpc = CancellationToken::new();
+        let stats = self.grpc.stats();
+        let routes = Deadline::new(self.request_timeout).layer(self.grpc_routes);
+        let stack = CatchPanic::new(stats).layer(routes);
+        let stack = Observe::new(self.metrics, self.process).layer(stack);
+        let grpc = tokio::spawn(self.grpc.serve(stack, stop_grpc.clone(), drain_timeout));
+        health.serving().await;
+
+        let store_failed = tokio::select! {
+            () = shutdown.cancelled() => None,
+            why = failed(self.store_failed) => Some(why),
+        };
+        if let Some(why) = &store_failed {
+            tracing::error!(%why, "the store has failed; the server stops so that it is checked when it opens again");
+        }
+        readiness.drain();
+        health.not_serving().await;
+        background.shutdown().await;
+        service.feed().drain();
+        stop_grpc.cancel();
+        let drained = grpc.await.unwrap_or(DrainSummary { drained: 0, aborted: 0 });
+        service.store().close().await;
+        stop_http.cancel();
+        while http.join_next().await.is_some() {}
+        Ended { drained, store_failed }
+    }
+}
+
+/// Returns once the store has failed.
+async fn failed(failed: Option<watch::Receiver<Option<String>>>) -> String {
+    if let Some(mut failed) = failed
+        && let Ok(why) = failed.wait_for(Option::is_some).await
+        && let Some(why) = &*why
+    {
+        return why.clone();
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,185 @@
+//! The first credentials: made once, written to files that only the owner reads, before the store
+//! knows of them, so that a crash in between leaves nothing that nobody can open.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::BuildError;
+use crate::crypto::OsEntropy;
+use crate::domain::caller::{Caller, Grant, Right};
+use crate::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
+use crate::domain::clock::Timestamp;
+use crate::domain::entropy::Entropy;
+use crate::domain::scope::Names;
+use crate::service::Service;
+use crate::service::admin::NewUser;
+use crate::service::journal::Origin;
+
+/// The file with the admin client's credentials.
+pub const ADMIN_CLIENT: &str = "admin-client.json";
+/// The file with the credentials of the client to log in with, made by `--dev` alone.
+pub const LOGIN_CLIENT: &str = "login-client.json";
+/// The user that `--dev` makes.
+pub const DEV_USER: &str = "ada";
+/// The file with that user's password.
+pub const DEV_PASSWORD: &str = "ada.password";
+/// The file with the key-encryption key, made by `--dev` alone.
+pub const ENCRYPTION_KEY: &str = "encryption.key";
+
+fn failed(what: impl std::fmt::Display, error: impl std::fmt::Debug) -> BuildError {
+    BuildError::Bootstrap(format!("{what}: {error:?}"))
+}
+
+/// Writes a file that only the owner reads, whole or not at all.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn write_secret(path: &Path, contents: &str) -> std::io::Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)?;
+    file.write_all(contents.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    match path.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// The key-encryption key of a `--dev` data directory, made if there is none.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub fn dev_encryption_key(data: &Path) -> Result<PathBuf, BuildError> {
+    use base64::Engine as _;
+    let path = data.join(ENCRYPTION_KEY);
+    if !path.exists() {
+        std::fs::create_dir_all(data).map_err(|error| failed(data.display(), error))?;
+        let entropy: &dyn Entropy = &OsEntropy;
+        let key: [u8; 32] = entropy.bytes();
+        let text = base64::engine::general_purpose::STANDARD.encode(key);
+        write_secret(&path, &format!("{text}\n")).map_err(|error| failed(path.display(), error))?;
+    }
+    Ok(path)
+}
+
+/// What the first start made.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// The file with the admin client's credentials.
+    pub admin_client: Option<PathBuf>,
+}
+
+/// Makes the admin client if there is no client at all, and with `dev` the client and the user to
+/// try things with.
+///
+/// # Errors
+/// When the store or a file cannot be written.
+pub async fn first_credentials(
+    service: &Arc<Service>,
+    data: &Path,
+    dev: bool,
+) -> Result<Made, BuildError> {
+    let admin = "admin".parse().map_err(|error| failed("client id", error))?;
+    let started = service.store().find_client(&admin)?.is_some();
+    let mut clients = service.store().clients(None, 2)?;
+    clients.retain(|client| client.id.as_str() != "login");
+    if started || !clients.is_empty() {
+        return Ok(Made::default());
+    }
+    let audience = service.settings().own_audience.clone();
+    // The admin client comes last: until it is there, the next start does all of this again.
+    if dev {
+        let audiences = ["orders".to_owned(), audience.to_string()];
+        let client = registration("login", "Trying avouch", true, &audiences, &[])?;
+        make_client(service, client, &data.join(LOGIN_CLIENT)).await?;
+        make_user(service, &data.join(DEV_PASSWORD)).await?;
+    }
+    let client =
+        registration("admin", "First admin client", false, &[audience.to_string()], &Right::ALL)?;
+    let path = data.join(ADMIN_CLIENT);
+    make_client(service, client, &path).await?;
+    Ok(Made { admin_client: Some(path) })
+}
+
+fn registration(
+    id: &str,
+    display_name: &str,
+    first_party: bool,
+    audiences: &[String],
+    rights: &[Right],
+) -> Result<Client, BuildError> {
+    let scopes: &[&str] = if first_party { &["orders:read", "orders:write"] } else { &[] };
+    Ok(Client {
+        id: id.parse().map_err(|error| failed("client id", error))?,
+        display_name: display_name.into(),
+        kind: ClientType::Confidential,
+        secret_digest: None,
+        first_party,
+        scope: Names::new(scopes).map_err(|error| failed("scopes", error))?,
+        audience: Names::new(audiences).map_err(|error| failed("audiences", error))?,
+        grants: rights.iter().copied().map(Grant::unlimited).collect(),
+        certificate_names: Vec::new(),
+        lifetimes: Lifetimes::default(),
+        reuse_detection: ReuseDetection::Enforce,
+        disabled: false,
+        created_at: Timestamp::default(),
+    })
+}
+
+async fn make_client(
+    service: &Arc<Service>,
+    client: Client,
+    path: &Path,
+) -> Result<(), BuildError> {
+    let id = client.id.clone();
+    let origin = Origin::default();
+    // Left over from a start that did not come to its end: its secret may be lost.
+    service
+        .delete_client(&Caller::system(), id.clone(), &origin)
+        .await
+        .map_err(|error| failed("client", error))?;
+    let secret = service.new_client_secret();
+    let credentials = json!({ "client_id": id.as_str(), "client_secret": secret.expose() });
+    write_secret(path, &format!("{credentials:#}\n"))
+        .map_err(|error| failed(path.display(), error))?;
+    service
+        .create_client_with(&Caller::system(), client, Some(&secret), &origin)
+        .await
+        .map_err(|error| failed("client", error))?;
+    Ok(())
+}
+
+async fn make_user(service: &Arc<Service>, path: &Path) -> Result<(), BuildError> {
+    let origin = Origin::default();
+    let known = service.store().find_user_by_name(DEV_USER)?.map(|user| user.subject);
+    if let Some(subject) = known {
+        service
+            .delete_user(&Caller::system(), subject, &origin)
+            .await
+            .map_err(|error| failed("user", error))?;
+    }
+    let password = service.new_random_text();
+    write_secret(path, &format!("{}\n", password.expose()))
+        .map_err(|error| failed(path.display(), error))?;
+    let user = NewUser {
+        username: DEV_USER.to_owned(),
+        display_name: "Ada Lovelace".into(),
+        password: Some(password),
+        scope: Names::default(),
+    };
+    service
+        .create_user(&Caller::system(), user, &origin)
+        .await
+        .map_err(|error| failed("user", error))?;
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! `avouch serve`: a checked configuration becomes a running server, which ends at a signal or when
+//! its store fails.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::bootstrap::{self, Made};
+use super::journal::Audited;
+use super::{BuildError, Deps, Ended, ListenOptions, Options, StoreOptions, build};
+use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError};
+use crate::config::sections::ClientAuth;
+use crate::config::{Config, SecretFileError, read_secret_file};
+use crate::domain::clock::Timestamp;
+use crate::domain::event::MAX_ACCESS_LIFETIME;
+use crate::domain::key::RingPolicy;
+use crate::domain::secret::SecretText;
+use crate::feed::FeedSettings;
+use crate::grpc::caller::CertificateGrant;
+use crate::listen::settings::{ListenSettings, Protocol};
+use crate::listen::tls::{self, TlsSettings};
+use crate::password::{HashParams, PasswordPolicy, PoolSettings};
+use crate::service::Settings;
+use crate::store::codec::SCHEMA_VERSION;
+use crate::store::sled::SledSettings;
+
+/// The file that says where the server listens, in the data directory.
+pub const ADDRESSES: &str = "addresses.json";
+
+/// Why the server did not start, or ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It did not start.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A file with a secret cannot be used.
+    #[error(transparent)]
+    SecretFile(#[from] SecretFileError),
+    /// The audit log cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] AuditOpenError),
+    /// A setting that only its owner could check.
+    #[error("{key}: {problem}")]
+    Setting {
+        /// Which.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// The store failed while the server ran.
+    #[error("the store has failed: {0}; start avouch again, so that the data is checked")]
+    StoreFailed(String),
+}
+
+/// What a server that has started can say of itself.
+#[derive(Debug)]
+pub struct Started {
+    /// Where gRPC is served.
+    pub grpc: SocketAddr,
+    /// Where the public keys are served.
+    pub public: Option<SocketAddr>,
+    /// Where metrics and probes are served.
+    pub ops: Option<SocketAddr>,
+    /// The data directory.
+    pub data: PathBuf,
+    /// What the first start made.
+    pub made: Made,
+}
+
+fn setting<E: std::fmt::Display>(key: &'static str) -> impl FnOnce(E) -> ServeError {
+    move |error| ServeError::Setting { key, problem: error.to_string() }
+}
+
+/// The options that a configuration stands for. `encryption_key` is what its key file holds.
+///
+/// # Errors
+/// When a setting is out of the bounds that its owner sets, or a file cannot be read.
+pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, ServeError> {
+    let limits = &config.limits;
+    let settings = ListenSettings {
+        protocol: Protocol::Http2,
+        max_connections: limits.max_connections,
+        max_connections_per_peer: limits.max_connections_per_peer,
+        handshake_timeout: limits.handshake_timeout,
+        first_bytes_timeout: limits.first_bytes_timeout,
+        request_body_timeout: limits.request_body_timeout,
+        write_stall_timeout: limits.write_stall_timeout,
+        max_connection_age: limits.max_connection_age,
+        max_connection_age_grace: limits.max_connection_age_grace,
+        max_concurrent_streams: limits.max_concurrent_streams,
+        max_local_error_reset_streams: limits.max_local_error_reset_streams,
+        max_pending_accept_reset_streams: limits.max_pending_accept_reset_streams,
+        max_header_list_size: u32_of(limits.max_header_bytes.0),
+        initial_stream_window_size: u32_of(limits.stream_window_bytes.0),
+        initial_connection_window_size: u32_of(limits.connection_window_bytes.0),
+        max_send_buf_size: usize_of(limits.send_buffer_bytes.0),
+        http2_keepalive_interval: limits.keepalive_interval,
+        http2_keepalive_timeout: limits.keepalive_timeout,
+        tcp_nodelay: limits.tcp_nodelay,
+        tcp_keepalive: limits.tcp_keepalive,
+        backlog: limits.backlog,
+    };
+    let tls = tls_settings(config);
+    // The public listener shows the same certificate and asks nobody for one.
+    let public_tls = tls.as_ref().map(|tls| TlsSettings {
+        reload_interval: tls.reload_interval,
+        ..TlsSettings::new(tls.cert_file.clone(), tls.key_file.clone())
+    });
+    let listen = |address, tls| ListenOptions { address, settings: settings.clone(), tls };
+    let password = &config.password;
+    let hash = HashParams::new(password.memory_kib, password.iterations, password.parallelism)
+        .map_err(setting("password"))?;
+    let mut pool = PoolSettings {
+        max_queued: password.max_queued,
+        queue_max_wait: password.queue_max_wait,
+        ..PoolSettings::default()
+    };
+    if let Some(workers) = password.workers {
+        pool.workers = usize::try_from(workers.get()).unwrap_or(usize::MAX);
+    }
+    let mut passwords = PasswordPolicy::new(password.min_length, password.max_length)
+        .map_err(setting("password.min_length"))?
+        .naming(["avouch"]);
+    if let Some(path) = &password.blocklist_file {
+        let text = std::fs::read_to_string(path).map_err(setting("password.blocklist_file"))?;
+        passwords = passwords.blocking(text.lines());
+    }
+    let issuer = match &config.issuer.url {
+        Some(url) => url.clone(),
+        None => format!("http://{}", config.server.public_listen),
+    };
+    Ok(Options {
+        store: StoreOptions::Sled {
+            path: config.data_dir(),
+            settings: SledSettings {
+                cache_bytes: config.store.cache_bytes.0,
+                min_free_bytes: config.store.min_free_bytes.0,
+                ..SledSettings::new(SCHEMA_VERSION)
+            },
+        },
+        encryption_key,
+        ring: RingPolicy {
+            announce_for: config.keys.announce_for,
+            rotate_every: config.keys.rotate_every,
+            ..RingPolicy::new(config.keys.algorithm, MAX_ACCESS_LIFETIME)
+        },
+        service: Settings {
+            issuer: issuer.into(),
+            own_audience: config.issuer.audience.as_str().into(),
+            throttle: config.throttle.policy(),
+            max_sessions_per_subject: config.sessions.max_per_subject.get(),
+        },
+        lifetimes: config.tokens.lifetimes(),
+        hash,
+        pool,
+        passwords,
+        feed: FeedSettings {
+            max_watchers: limits.max_watchers,
+            max_watchers_per_caller: limits.max_watchers_per_caller,
+            ..FeedSettings::default()
+        },
+        certificate_grants: config
+            .grants
+            .iter()
+            .map(|grant| CertificateGrant {
+                name: grant.certificate_name.clone(),
+                grant: grant.grant.clone(),
+            })
+            .collect(),
+        grpc: listen(config.server.listen, tls),
+        public: Some(listen(config.server.public_listen, public_tls)),
+        ops: Some(listen(config.server.ops_listen, None)),
+        max_request_bytes: usize_of(limits.max_request_bytes.0),
+        max_response_bytes: usize_of(limits.max_response_bytes.0),
+        request_timeout: limits.request_timeout,
+        reflection: config.server.reflection,
+        sweep_interval: config.store.sweep_interval,
+        drain_timeout: config.server.drain_timeout,
+    })
+}
+
+fn u32_of(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+fn tls_settings(config: &Config) -> Option<TlsSettings> {
+    let (cert, key) = (config.tls.cert_file.clone()?, config.tls.key_file.clone()?);
+    Some(TlsSettings {
+        client_ca_file: config.tls.client_ca_file.clone(),
+        client_auth: match config.tls.client_auth {
+            ClientAuth::None => tls::ClientAuth::None,
+            ClientAuth::Optional => tls::ClientAuth::Optional,
+            ClientAuth::Required => tls::ClientAuth::Required,
+        },
+        reload_interval: config.tls.reload_interval,
+        ..TlsSettings::new(cert, key)
+    })
+}
+
+/// Serves until a signal comes or the store fails. `started` is called once everything is bound.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
+    let data = config.data_dir();
+    let io = |what: String| move |source| ServeError::Io { what, source };
+    make_directory(&data).map_err(io(format!("cannot create {}", data.display())))?;
+    let key_file = match &config.keys.encryption_key_file {
+        Some(path) => path.clone(),
+        None => bootstrap::dev_encryption_key(&data)?,
+    };
+    let encryption_key = read_secret_file(&key_file)?;
+    let audit = Arc::new(match config.audit_file() {
+        Some(path) => AuditLog::file(&path, config.audit.max_queued)?,
+        None => AuditLog::stdout(config.audit.max_queued)?,
+    });
+    let deps = Deps::system(Arc::new(Audited(Arc::clone(&audit))));
+    let metrics = Arc::clone(&deps.metrics);
+    let bound = build(options(&config, encryption_key)?, deps).await?;
+    let service = Arc::clone(&bound.service);
+    let made = bootstrap::first_credentials(&service, &data, config.dev).await?;
+    let facts = Started {
+        grpc: bound.grpc_address,
+        public: bound.public_address,
+        ops: bound.ops_address,
+        data: data.clone(),
+        made,
+    };
+    let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
+    let addresses = json!({
+        "grpc": facts.grpc.to_string(),
+        "public": text(facts.public),
+        "ops": text(facts.ops),
+        "pid": std::process::id(),
+    });
+    bootstrap::write_secret(&data.join(ADDRESSES), &format!("{addresses:#}\n"))
+        .map_err(io(format!("cannot write {}", data.join(ADDRESSES).display())))?;
+    let shutdown = bound.shutdown.clone();
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(io("cannot wait for SIGTERM".to_owned()))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(io("cannot wait for SIGINT".to_owned()))?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining");
+        shutdown.cancel();
+    });
+    let note = |name, at: Timestamp, reason: &str| {
+        audit.record(&AuditEvent::new(name, at).reason(reason));
+    };
+    note(AuditName::SysStartup, service.now(), env!("CARGO_PKG_VERSION"));
+    tracing::info!(summary = %config.summary(), "serving");
+    started(&facts);
+    let Ended { drained, store_failed } = bound.serve().await;
+    tracing::info!(drained = drained.drained, aborted = drained.aborted, "stopped");
+    let reason = store_failed.as_deref().unwrap_or("signal");
+    note(AuditName::SysShutdown, service.now(), reason);
+    metrics.audit_dropped(audit.dropped());
+    if audit.flush().await.is_err() {
+        tracing::error!("the audit log could not be written to its end");
+    }
+    match store_failed {
+        None => Ok(()),
+        Some(why) => Err(ServeError::StoreFailed(why)),
+    }
+}
+
+/// Creates the data directory for its owner alone.
+fn make_directory(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}

@@ -1,0 +1,53 @@
+//! What runs beside the requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::grpc::health::Health;
+use crate::service::Service;
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Removes what is over. Each sweep commits the time, too, so that a clock that is set back while
+/// nobody calls does not run time backwards after a restart.
+pub(super) async fn sweep(service: Arc<Service>, period: Duration) {
+    let mut ticks = every(period);
+    loop {
+        ticks.tick().await;
+        match service.sweep().await {
+            Ok(swept) => tracing::debug!(?swept, "swept"),
+            Err(error) => tracing::warn!(%error, "cannot sweep"),
+        }
+    }
+}
+
+/// Rotates keys when they are due, and follows what another replica did.
+pub(super) async fn roll_keys(service: Arc<Service>) {
+    let mut ticks = every(Duration::from_secs(5));
+    loop {
+        ticks.tick().await;
+        if let Err(error) = service.roll_keys().await {
+            tracing::error!(%error, "cannot roll the signing keys");
+        }
+    }
+}
+
+/// How old `as_of` may be before the stream of revocations is no longer worth following here.
+const FROZEN_AFTER: Duration = Duration::from_secs(2);
+
+/// Says NOT_SERVING for the stream while the store cannot prove contact, so that watchers go to
+/// another replica.
+pub(super) async fn watch_contact(service: Arc<Service>, health: Health) {
+    let mut ticks = every(Duration::from_millis(250));
+    loop {
+        ticks.tick().await;
+        let age = service.now().since(service.feed().as_of());
+        health.revocations(age <= FROZEN_AFTER).await;
+    }
+}

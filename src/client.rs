@@ -1,0 +1,1 @@
+//! The client side: what a service or a sidecar needs to follow avouch.

@@ -1,0 +1,496 @@
+//! From durable to subscribed: holds the live set of this replica, keeps the newest events in a
+//! shared ring, and hands every watcher all of them, in order, at least once.
+//!
+//! Knows the store and the domain. Must not know protobuf or gRPC: bytes that are shared among
+//! watchers come from an [`Encoder`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::domain::claims::Claims;
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::entropy::Entropy;
+use crate::domain::event::{Entry, Event, Revocation, Target};
+use crate::domain::ids::{Cursor, KeyId, LogId, Revision};
+use crate::domain::view::{RevokedBy, View};
+use crate::store::{EntryObserver, Store, StoreError};
+
+pub mod filter;
+mod registry;
+mod ring;
+mod snapshot;
+pub mod subscription;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+pub use registry::{Acked, Close, Waiter, WatcherInfo};
+use registry::{Registry, Watcher};
+pub use ring::Check;
+use ring::Ring;
+use subscription::Subscription;
+
+/// Turns a batch that many watchers share into bytes.
+pub trait Encoder: Send + Sync + 'static {
+    /// The frame that carries these entries. `as_of` is the Unix epoch while nothing was proved.
+    fn batch(&self, entries: &[Entry], through: Cursor, as_of: Timestamp, at: Timestamp) -> Bytes;
+}
+
+/// How the feed behaves.
+#[derive(Clone, Debug)]
+pub struct FeedSettings {
+    /// The most entries that the ring holds.
+    pub ring_entries: usize,
+    /// About the most bytes that the ring holds.
+    pub ring_bytes: usize,
+    /// The most watchers.
+    pub max_watchers: usize,
+    /// The most watchers of one caller.
+    pub max_watchers_per_caller: usize,
+    /// How often contact with the store is proved.
+    pub prove_every: Duration,
+    /// How often what has expired is dropped.
+    pub expire_every: Duration,
+    /// How long a cursor may be ahead of this replica.
+    pub behind_wait: Duration,
+    /// How long a stream may take nothing while there is something to take.
+    pub slow_after: Duration,
+    /// How long a stream lives, a fifth more or less.
+    pub lifetime: Duration,
+}
+
+impl Default for FeedSettings {
+    fn default() -> Self {
+        Self {
+            ring_entries: 65_536,
+            ring_bytes: 16 * 1024 * 1024,
+            max_watchers: 10_000,
+            max_watchers_per_caller: 1_000,
+            prove_every: Duration::from_millis(250),
+            expire_every: Duration::from_secs(5),
+            behind_wait: Duration::from_secs(2),
+            slow_after: Duration::from_secs(30),
+            lifetime: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Why a watch did not begin, or ended.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum WatchError {
+    /// The server shuts down.
+    #[error("the server is draining")]
+    Draining,
+    /// The cursor is ahead of this replica.
+    #[error("this replica has not seen the cursor yet; it is at {head}")]
+    Behind {
+        /// Where this replica is.
+        head: Cursor,
+    },
+    /// The cursor belongs to another log.
+    #[error("the cursor belongs to another log")]
+    OtherLog,
+    /// There are too many watchers.
+    #[error("too many watchers")]
+    Busy {
+        /// Whether it is the caller's own share that is used up.
+        per_caller: bool,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The stream took nothing for too long.
+    #[error("the watcher does not read fast enough; resume from {through}")]
+    Slow {
+        /// What it was sent.
+        through: Cursor,
+    },
+    /// The credential of the stream expired or was taken back.
+    #[error("the credential of the stream is no longer good")]
+    CredentialEnded,
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Says whether the credential of a stream was taken back.
+pub type Revoked = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What a watcher wants.
+#[derive(Clone, Default)]
+pub struct Subscribe {
+    /// The last position that it applied; none to begin with a snapshot.
+    pub resume_after: Option<Cursor>,
+    /// What it sees.
+    pub filter: filter::Filter,
+    /// How often it hears something when nothing happens.
+    pub heartbeat: Duration,
+    /// The most bytes in one frame.
+    pub max_frame_bytes: usize,
+    /// The name it gave itself.
+    pub subscriber: String,
+    /// Who calls, for the caps and for acknowledgements.
+    pub owner: String,
+    /// When its credential expires.
+    pub valid_until: Option<Timestamp>,
+    /// Whether its credential was taken back.
+    pub revoked: Option<Revoked>,
+    /// Ends its connection when it takes nothing any more.
+    pub close: Option<Close>,
+}
+
+/// How the feed is doing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FeedStats {
+    /// How many watch.
+    pub watchers: usize,
+    /// The newest event.
+    pub head: Revision,
+    /// How far this replica can vouch.
+    pub as_of: Timestamp,
+    /// Entries in the ring.
+    pub ring_entries: usize,
+    /// About how many bytes the ring takes.
+    pub ring_bytes: usize,
+    /// Live revocations.
+    pub live: usize,
+    /// Streams that were cut because they took nothing.
+    pub cut: u64,
+    /// Times that a stream was behind the ring and read the store.
+    pub reread: u64,
+}
+
+/// A part of the log.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Page {
+    /// The live revocations in it, in order.
+    pub entries: Vec<Entry>,
+    /// Everything up to here was looked at.
+    pub through: Revision,
+}
+
+/// The public keys as a frame, and since when they are so.
+#[derive(Clone)]
+struct KeySetFrame {
+    version: u64,
+    through: Revision,
+    frame: Bytes,
+}
+
+/// What the streams, the tasks and the observer share.
+struct Shared {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    encoder: Arc<dyn Encoder>,
+    settings: FeedSettings,
+    log_id: LogId,
+    /// Locked after `ring` where both are, so that a check of the view belongs to one position.
+    view: RwLock<View>,
+    /// What a snapshot shows in full: everything but tokens and sessions.
+    coarse: Mutex<BTreeMap<Revision, Revocation>>,
+    ring: Mutex<Ring>,
+    head: watch::Sender<Revision>,
+    /// Rises with everything that a stream should look at. Apart from `head`, because waking all
+    /// streams takes the longer the more there are, and Revoke waits for `head`.
+    tick: watch::Sender<u64>,
+    key_set: RwLock<Option<KeySetFrame>>,
+    /// The newest event that changed the published keys.
+    keys_changed: watch::Sender<Revision>,
+    draining: watch::Sender<bool>,
+    registry: Registry,
+    next_watch: AtomicU64,
+    cut: AtomicU64,
+    reread: AtomicU64,
+}
+
+impl Shared {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn coarse(&self) -> MutexGuard<'_, BTreeMap<Revision, Revocation>> {
+        self.coarse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    const fn cursor(&self, revision: Revision) -> Cursor {
+        Cursor { log_id: self.log_id, revision }
+    }
+
+    fn wake(&self) {
+        self.tick.send_modify(|tick| *tick = tick.wrapping_add(1));
+    }
+
+    /// Adds entries to the view. Twice is as good as once, and so is any order.
+    fn apply(&self, entries: &[Entry]) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in entries {
+            if let Event::Revocation(revocation) = &entry.event {
+                view.apply(revocation);
+                if !matches!(revocation.target, Target::Token { .. } | Target::Session { .. }) {
+                    self.coarse().insert(entry.revision, revocation.clone());
+                }
+            }
+        }
+    }
+}
+
+impl EntryObserver for Shared {
+    fn durable(&self, entries: &[Entry], head: Revision) {
+        let now = self.clock.now();
+        {
+            let mut ring = self.ring();
+            // The view first: whoever sees the new head finds the view at least as new.
+            self.apply(entries);
+            ring.push(entries, head, now);
+        }
+        let changes_keys = |entry: &&Entry| match &entry.event {
+            Event::KeySetChanged { .. } => true,
+            Event::Revocation(revocation) => matches!(revocation.target, Target::Key { .. }),
+        };
+        if let Some(entry) = entries.iter().rev().find(changes_keys) {
+            self.keys_changed.send_replace(entry.revision);
+        }
+        self.head.send_if_modified(|known| {
+            let later = head > *known;
+            *known = head.max(*known);
+            later
+        });
+    }
+}
+
+/// The feed of one replica.
+pub struct Feed {
+    shared: Arc<Shared>,
+    tasks: Vec<tokio::task::AbortHandle>,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Feed {
+    /// Loads the live set and follows the store from then on. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn start(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        encoder: Arc<dyn Encoder>,
+        settings: FeedSettings,
+    ) -> Result<Arc<Self>, StoreError> {
+        const PAGE: usize = 1024;
+        let shared = Arc::new(Shared {
+            log_id: store.head().log_id,
+            view: RwLock::default(),
+            coarse: Mutex::default(),
+            ring: Mutex::new(Ring::new(settings.ring_entries, settings.ring_bytes)),
+            head: watch::Sender::new(Revision(0)),
+            tick: watch::Sender::new(0),
+            key_set: RwLock::default(),
+            keys_changed: watch::Sender::new(Revision(0)),
+            draining: watch::Sender::new(false),
+            registry: Registry::new(settings.max_watchers, settings.max_watchers_per_caller),
+            next_watch: AtomicU64::new(u64::from_be_bytes(entropy.bytes())),
+            cut: AtomicU64::new(0),
+            reread: AtomicU64::new(0),
+            store,
+            clock,
+            entropy,
+            encoder,
+            settings,
+        });
+        // Listen first, read then: an event is in what is read, or heard, or both. Applying it
+        // twice changes nothing.
+        shared.store.observe(Arc::clone(&shared) as Arc<dyn EntryObserver>);
+        let mut loaded = Revision(0);
+        let now = shared.clock.now();
+        let end = shared.store.head().revision;
+        loop {
+            let mut page = shared.store.events_after(loaded, PAGE)?;
+            let Some(last) = page.last() else { break };
+            loaded = last.revision;
+            page.retain(|entry| match &entry.event {
+                Event::Revocation(revocation) => !ring::is_over(revocation, now),
+                Event::KeySetChanged { .. } => false,
+            });
+            shared.apply(&page);
+        }
+        let head = {
+            let mut ring = shared.ring();
+            // Revisions up to `end` that were not read have expired and are swept.
+            ring.loaded(loaded.max(end));
+            ring.head()
+        };
+        shared.head.send_modify(|known| *known = head.max(*known));
+        let tasks = tasks::spawn(&shared);
+        Ok(Arc::new(Self { shared, tasks }))
+    }
+
+    /// What revokes a token with these claims, signed by `key`, if anything does.
+    pub fn check(&self, claims: &Claims, key: &KeyId) -> Option<RevokedBy> {
+        self.shared.view.read().unwrap_or_else(PoisonError::into_inner).check(claims, key)
+    }
+
+    /// The newest position that the view has.
+    pub fn head(&self) -> Cursor {
+        self.shared.cursor(*self.shared.head.borrow())
+    }
+
+    /// Every Revoke that was acknowledged before this moment is in the view. It stands still while
+    /// the store cannot prove that something can be made durable.
+    pub fn as_of(&self) -> Timestamp {
+        self.shared.ring().proof.as_of
+    }
+
+    /// Waits until the view has everything up to `cursor`.
+    ///
+    /// # Errors
+    /// [`WatchError::OtherLog`] for a cursor of another log, [`WatchError::Behind`] after `limit`.
+    pub async fn wait_for(&self, cursor: Cursor, limit: Duration) -> Result<(), WatchError> {
+        if cursor.log_id != self.shared.log_id {
+            return Err(WatchError::OtherLog);
+        }
+        let mut head = self.shared.head.subscribe();
+        let seen = head.wait_for(|head| *head >= cursor.revision);
+        match tokio::time::timeout(limit, seen).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(WatchError::Behind { head: self.head() }),
+        }
+    }
+
+    /// Begins a watch.
+    ///
+    /// # Errors
+    /// [`WatchError::Draining`], [`WatchError::Busy`], and [`WatchError::Behind`] when the cursor is
+    /// still ahead of this replica after a while.
+    pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, WatchError> {
+        let shared = &self.shared;
+        if *shared.draining.borrow() {
+            return Err(WatchError::Draining);
+        }
+        let resume = subscribe.resume_after.filter(|cursor| cursor.log_id == shared.log_id);
+        // The place is taken before the wait, so that waiting ones count.
+        let number = shared.next_watch.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{number:016x}{:016x}", u64::from_be_bytes(shared.entropy.bytes()));
+        let attached_at = resume.map_or_else(|| shared.ring().head(), |cursor| cursor.revision);
+        let watcher = Watcher::new(id, &subscribe, shared.clock.now(), attached_at);
+        let place = subscription::Place::take(shared, watcher)?;
+        if let Some(cursor) = resume {
+            self.wait_for(cursor, shared.settings.behind_wait).await?;
+        }
+        Ok(Subscription::new(place, subscribe, resume))
+    }
+
+    /// Asks every watcher to say when it has applied everything up to `through`.
+    pub fn expect_acks(&self, through: Revision) -> Waiter {
+        let waiter = self.shared.registry.expect(through);
+        self.shared.wake();
+        waiter
+    }
+
+    /// A watcher says that it has applied everything up to `applied`. Unknown watches, watches of
+    /// other callers and positions that were never sent change nothing.
+    pub fn ack(&self, watch_id: &str, owner: &str, applied: Cursor) {
+        if applied.log_id == self.shared.log_id {
+            self.shared.registry.ack(watch_id, owner, applied.revision);
+        }
+    }
+
+    /// Publishes the whole current key set: `frame` goes to every stream as it is, not before the
+    /// event at `through` that made it so. A set older than the one already published is ignored.
+    pub fn set_key_set(&self, through: Revision, frame: Bytes) {
+        let mut slot = self.shared.key_set.write().unwrap_or_else(PoisonError::into_inner);
+        let version = slot.as_ref().map_or(1, |known| known.version + 1);
+        if slot.as_ref().is_none_or(|known| known.through <= through) {
+            *slot = Some(KeySetFrame { version, through, frame });
+        }
+        drop(slot);
+        self.shared.wake();
+    }
+
+    /// Changes with every event that changes the published keys: whoever keeps the keys reads the
+    /// ring again and calls [`Feed::set_key_set`].
+    pub fn key_changes(&self) -> watch::Receiver<Revision> {
+        self.shared.keys_changed.subscribe()
+    }
+
+    /// The live revocations among the next `limit` events after a position, and whether there are
+    /// more events.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn list(&self, after: Revision, limit: usize) -> Result<(Page, bool), StoreError> {
+        let now = self.shared.clock.now();
+        let mut entries = self.shared.store.events_after(after, limit)?;
+        let more = entries.len() == limit;
+        let through = entries.last().map_or(after, |last| last.revision);
+        entries.retain(|entry| match &entry.event {
+            Event::Revocation(revocation) => now < revocation.expires_at,
+            Event::KeySetChanged { .. } => false,
+        });
+        Ok((Page { entries, through }, more))
+    }
+
+    /// Everybody who watches, in no particular order.
+    pub fn watchers(&self) -> Vec<WatcherInfo> {
+        let head = *self.shared.head.borrow();
+        let info = |watcher: Arc<Watcher>| WatcherInfo {
+            watch_id: watcher.id.clone(),
+            subscriber: watcher.subscriber.clone(),
+            owner: watcher.owner.clone(),
+            since: watcher.since,
+            position: watcher.position(),
+            lag: head.0.saturating_sub(watcher.position().0),
+            frames: watcher.frames.load(Ordering::Relaxed),
+        };
+        self.shared.registry.all().into_iter().map(info).collect()
+    }
+
+    /// How the feed is doing.
+    pub fn stats(&self) -> FeedStats {
+        let (head, as_of, (ring_entries, ring_bytes)) = {
+            let ring = self.shared.ring();
+            (ring.head(), ring.proof.as_of, ring.size())
+        };
+        FeedStats {
+            watchers: self.shared.registry.len(),
+            head,
+            as_of,
+            ring_entries,
+            ring_bytes,
+            live: self.shared.view.read().unwrap_or_else(PoisonError::into_inner).len(),
+            cut: self.shared.cut.load(Ordering::Relaxed),
+            reread: self.shared.reread.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends every stream with a go-away and begins no new one.
+    pub fn drain(&self) {
+        self.shared.draining.send_replace(true);
+        self.shared.wake();
+    }
+}
+
+/// A moment `part` of the way, at random, from now to twice `middle` from now.
+fn spread(entropy: &dyn Entropy, from: Duration, to: Duration) -> Duration {
+    let part = f64::from(u32::from_be_bytes(entropy.bytes())) / f64::from(u32::MAX);
+    from + to.saturating_sub(from).mul_f64(part)
+}
+
+/// When a stream that begins now has lived long enough: a fifth more or less than `lifetime`, so that
+/// streams that began together do not end together.
+fn end_of_life(entropy: &dyn Entropy, lifetime: Duration) -> Instant {
+    Instant::now() + spread(entropy, lifetime.mul_f64(0.8), lifetime.mul_f64(1.2))
+}

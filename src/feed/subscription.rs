@@ -1,0 +1,458 @@
+//! One watcher's stream: a position, and the rules for what comes next. It holds no queue.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::registry::Watcher;
+use super::ring::{After, Frame, fitting, is_over};
+use super::snapshot::Walk;
+pub use super::snapshot::{Chunk, Packed, PackedKind};
+use super::{Check, Shared, Subscribe, WatchError, end_of_life, spread};
+use crate::domain::clock::Timestamp;
+use crate::domain::event::{Entry, RETENTION};
+use crate::domain::ids::{Cursor, Revision};
+
+/// How long before its credential expires a stream is ended, so that the watcher is back with a new
+/// one in time.
+const CREDENTIAL_MARGIN: Duration = Duration::from_secs(1);
+
+/// Why a stream is closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Leave {
+    /// The server shuts down.
+    Drain,
+    /// The stream is old.
+    Rebalance,
+    /// The watcher takes nothing.
+    Slow,
+    /// The credential ends.
+    CredentialExpiring,
+}
+
+/// How far a stream is, and how fresh that is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Mark {
+    /// The stream has shown everything up to here.
+    pub through: Cursor,
+    /// Every revocation that was acknowledged before this moment has been shown. The Unix epoch while
+    /// nothing was proved.
+    pub as_of: Timestamp,
+    /// When this was said.
+    pub at: Timestamp,
+    /// A check of the whole set, where one can be given.
+    pub check: Option<Check>,
+}
+
+/// What a stream shows next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// The beginning.
+    Start {
+        /// The name of the watch.
+        watch_id: String,
+        /// Whether it resumes.
+        resumed: bool,
+        /// The newest position.
+        head: Cursor,
+        /// How often to expect something.
+        heartbeat: Duration,
+        /// How long a revocation is kept at the most.
+        retention: Duration,
+        /// The audiences it shows; empty for all.
+        audiences: Vec<Box<str>>,
+        /// The clients it shows; empty for all.
+        clients: Vec<crate::domain::ids::ClientId>,
+    },
+    /// The set starts anew, because the cursor belonged to another log.
+    Reset,
+    /// A frame as it goes on the wire: a batch that many share, or the key set.
+    Ready(Bytes),
+    /// A part of the live set.
+    Snapshot(Chunk),
+    /// The live set is complete.
+    Synced(Mark),
+    /// New revocations; all that the filter left of them.
+    Batch(Mark, Vec<Entry>),
+    /// Nothing new.
+    Heartbeat(Mark),
+    /// Somebody waits until everything up to here is applied.
+    AckRequest(Cursor),
+    /// The stream is about to end.
+    GoAway {
+        /// Why.
+        leave: Leave,
+        /// How long to wait before coming back.
+        reconnect_after: Duration,
+    },
+}
+
+/// A watcher's place in the registry; it is given up with this.
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    watcher: Arc<Watcher>,
+}
+
+impl Place {
+    pub(super) fn take(shared: &Arc<Shared>, watcher: Watcher) -> Result<Self, WatchError> {
+        let watcher = shared.registry.add(watcher)?;
+        Ok(Self { shared: Arc::clone(shared), watcher })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.registry.remove(&self.watcher);
+    }
+}
+
+/// Where a stream is in its life.
+enum Phase {
+    Start,
+    Reset,
+    KeySet,
+    Snapshot(Walk),
+    /// Until everything up to the head at the beginning is shown.
+    CatchUp,
+    Live,
+    /// The last mark is said; the go-away is to follow.
+    Leaving(Leave),
+    /// The error that ends it, if it is one.
+    Over(Option<WatchError>),
+}
+
+/// One watcher's stream.
+pub struct Subscription {
+    place: Place,
+    subscribe: Subscribe,
+    phase: Phase,
+    resumed: bool,
+    /// Everything up to here is shown.
+    position: Revision,
+    /// Everything up to here is shown, and the watcher was told so.
+    told: Revision,
+    /// The newest `as_of` that was stated; it holds at every later position.
+    as_of: Timestamp,
+    /// Where the replica stood when the stream began.
+    began: super::ring::Proof,
+    key_set: u64,
+    acked: u64,
+    tick: watch::Receiver<u64>,
+    heartbeat_at: Instant,
+    ends_at: Instant,
+}
+
+impl Subscription {
+    pub(super) fn new(place: Place, subscribe: Subscribe, resume: Option<Cursor>) -> Self {
+        let shared = &place.shared;
+        // To the tail first: from here on every event comes through the ring or is found in the
+        // store behind it. What a snapshot then reads is at least as new as this.
+        let tick = shared.tick.subscribe();
+        let (head, mut proof) = {
+            let ring = shared.ring();
+            (ring.head(), ring.proof)
+        };
+        proof.head = head;
+        let ends_at = end_of_life(&*shared.entropy, shared.settings.lifetime);
+        Self {
+            phase: Phase::Start,
+            resumed: resume.is_some(),
+            position: resume.map_or(Revision(0), |cursor| cursor.revision),
+            told: Revision(0),
+            as_of: Timestamp::default(),
+            began: proof,
+            key_set: 0,
+            acked: 0,
+            tick,
+            heartbeat_at: Instant::now() + subscribe.heartbeat,
+            ends_at,
+            place,
+            subscribe,
+        }
+    }
+
+    /// What comes next; none when the stream is over. Waits until there is something, which is never
+    /// longer than the heartbeat.
+    ///
+    /// # Errors
+    /// What ends the stream, at last.
+    pub async fn next(&mut self) -> Result<Option<Item>, WatchError> {
+        loop {
+            // Before looking, so that what changes while looking wakes the wait below.
+            self.tick.borrow_and_update();
+            self.place.watcher.beat();
+            if let Some(item) = self.step()? {
+                if matches!(&item, Item::Snapshot(chunk) if chunk.is_empty()) {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                self.place.watcher.frames.fetch_add(1, Ordering::Relaxed);
+                self.place.watcher.position.store(self.position.0, Ordering::Release);
+                self.heartbeat_at = Instant::now() + self.subscribe.heartbeat;
+                return Ok(Some(item));
+            }
+            self.place.watcher.position.store(self.position.0, Ordering::Release);
+            match &self.phase {
+                Phase::Over(None) => return Ok(None),
+                Phase::Over(Some(error)) => {
+                    let error = error.clone();
+                    self.phase = Phase::Over(None);
+                    return Err(error);
+                }
+                Phase::Start
+                | Phase::Reset
+                | Phase::KeySet
+                | Phase::Snapshot(_)
+                | Phase::CatchUp
+                | Phase::Leaving(_) => {}
+                Phase::Live => {
+                    let until = self.heartbeat_at.min(self.ends_at).min(self.credential_end());
+                    // A closed channel cannot be: this stream holds its other end.
+                    drop(tokio::time::timeout_at(until, self.tick.changed()).await);
+                }
+            }
+        }
+    }
+
+    /// Everything up to here is shown.
+    pub fn position(&self) -> Cursor {
+        self.place.shared.cursor(self.position)
+    }
+
+    fn step(&mut self) -> Result<Option<Item>, WatchError> {
+        if !matches!(self.phase, Phase::Leaving(_) | Phase::Over(_))
+            && let Some(leave) = self.must_leave()
+        {
+            let synced = matches!(self.phase, Phase::Live);
+            self.phase = Phase::Leaving(leave);
+            if synced {
+                let mark = self.mark();
+                return Ok(Some(Item::Heartbeat(mark)));
+            }
+        }
+        match &mut self.phase {
+            Phase::Start => {
+                let other_log = self.subscribe.resume_after.is_some() && !self.resumed;
+                self.phase = if other_log { Phase::Reset } else { Phase::KeySet };
+                Ok(Some(self.start()))
+            }
+            Phase::Reset => {
+                self.phase = Phase::KeySet;
+                Ok(Some(Item::Reset))
+            }
+            Phase::KeySet => {
+                self.phase = if self.resumed {
+                    Phase::CatchUp
+                } else {
+                    Phase::Snapshot(Walk::new(&self.subscribe.filter, self.began.head))
+                };
+                // A newer set than the position is no harm here: it is whole, and a key that is gone
+                // from it is not to be trusted any more.
+                Ok(self.new_key_set(Revision(u64::MAX)))
+            }
+            Phase::Snapshot(walk) => {
+                let shared = &self.place.shared;
+                let limit = self.subscribe.max_frame_bytes;
+                let chunk = walk.next(shared, &self.subscribe.filter, limit)?;
+                if chunk.is_none() {
+                    self.position = self.began.head;
+                    self.phase = Phase::CatchUp;
+                }
+                Ok(chunk.map(Item::Snapshot))
+            }
+            Phase::CatchUp => {
+                if self.position < self.began.head {
+                    return self.batch();
+                }
+                self.phase = Phase::Live;
+                self.as_of = self.as_of.max(self.began.as_of);
+                let mark = self.mark();
+                Ok(Some(Item::Synced(mark)))
+            }
+            Phase::Live => self.live(),
+            Phase::Leaving(leave) => {
+                let leave = *leave;
+                let error = match leave {
+                    Leave::Drain => Some(WatchError::Draining),
+                    Leave::Rebalance => None,
+                    Leave::Slow => Some(WatchError::Slow { through: self.position() }),
+                    Leave::CredentialExpiring => Some(WatchError::CredentialEnded),
+                };
+                self.phase = Phase::Over(error);
+                let most = match leave {
+                    Leave::Drain | Leave::Rebalance | Leave::Slow => Duration::from_secs(1),
+                    Leave::CredentialExpiring => Duration::ZERO,
+                };
+                let entropy = &*self.place.shared.entropy;
+                let reconnect_after = spread(entropy, Duration::ZERO, most);
+                Ok(Some(Item::GoAway { leave, reconnect_after }))
+            }
+            Phase::Over(_) => Ok(None),
+        }
+    }
+
+    fn live(&mut self) -> Result<Option<Item>, WatchError> {
+        if let Some(frame) = self.new_key_set(self.position) {
+            return Ok(Some(frame));
+        }
+        let asked = self.place.watcher.asked.load(Ordering::Acquire);
+        if asked > self.acked && asked <= self.position.0 {
+            // What the filter hid moved the position without a frame: tell it before asking.
+            if self.told.0 < asked {
+                let mark = self.mark();
+                return Ok(Some(Item::Batch(Mark { check: None, ..mark }, Vec::new())));
+            }
+            self.acked = asked;
+            return Ok(Some(Item::AckRequest(self.place.shared.cursor(Revision(asked)))));
+        }
+        if let Some(batch) = self.batch()? {
+            return Ok(Some(batch));
+        }
+        if asked > self.acked && asked <= self.position.0 {
+            return self.live();
+        }
+        Ok((Instant::now() >= self.heartbeat_at).then(|| Item::Heartbeat(self.mark())))
+    }
+
+    fn start(&self) -> Item {
+        let shared = &self.place.shared;
+        Item::Start {
+            watch_id: self.place.watcher.id.clone(),
+            resumed: self.resumed,
+            head: shared.cursor(self.began.head),
+            heartbeat: self.subscribe.heartbeat,
+            retention: RETENTION,
+            audiences: self.subscribe.filter.audiences(),
+            clients: self.subscribe.filter.clients(),
+        }
+    }
+
+    /// The key set, if it is another than the last one shown and true by `position`.
+    fn new_key_set(&mut self, position: Revision) -> Option<Item> {
+        let known = self.place.shared.key_set.read().unwrap_or_else(PoisonError::into_inner);
+        let new = known.as_ref()?;
+        if new.version <= self.key_set || new.through > position {
+            return None;
+        }
+        self.key_set = new.version;
+        Some(Item::Ready(new.frame.clone()))
+    }
+
+    /// Where the stream is, and how fresh that is.
+    fn mark(&mut self) -> Mark {
+        let shared = &self.place.shared;
+        let ring = shared.ring();
+        // A proof speaks for its head: it may be stated once everything up to there is shown.
+        if self.position >= ring.proof.head {
+            self.as_of = self.as_of.max(ring.proof.as_of);
+        }
+        let check = ring.check_at(self.position).filter(|_| self.subscribe.filter.is_open());
+        drop(ring);
+        self.told = self.position;
+        Mark {
+            through: shared.cursor(self.position),
+            as_of: self.as_of,
+            at: shared.clock.now(),
+            check,
+        }
+    }
+
+    /// The next batch after the position. None when there is nothing new to show; the position may
+    /// have moved nevertheless.
+    fn batch(&mut self) -> Result<Option<Item>, WatchError> {
+        loop {
+            let after = self.place.shared.ring().after(self.position);
+            let shown = match after {
+                After::Nothing => return Ok(None),
+                After::Frame(frame) => self.read_frame(&frame),
+                After::Behind(floor) => self.read_store(floor)?,
+            };
+            if shown.is_some() {
+                return Ok(shown);
+            }
+        }
+    }
+
+    fn read_frame(&mut self, frame: &Frame) -> Option<Item> {
+        let shared = &self.place.shared;
+        let max = self.subscribe.max_frame_bytes;
+        let new = frame.entries.partition_point(|entry| entry.revision <= self.position);
+        if self.subscribe.filter.is_open() && new == 0 {
+            let encoded = frame.encoded.get_or_init(|| {
+                let through = shared.cursor(frame.through);
+                shared.encoder.batch(&frame.entries, through, frame.as_of, frame.at)
+            });
+            if encoded.len() <= max {
+                self.position = frame.through;
+                self.told = frame.through;
+                self.as_of = self.as_of.max(frame.as_of);
+                return Some(Item::Ready(encoded.clone()));
+            }
+        }
+        self.as_of = self.as_of.max(frame.as_of);
+        self.show(&frame.entries[new..], frame.through)
+    }
+
+    /// Reads what the ring no longer holds. The store answers with what is left of it: what has
+    /// expired since is skipped.
+    fn read_store(&mut self, floor: Revision) -> Result<Option<Item>, WatchError> {
+        const PAGE: usize = 256;
+        let shared = &self.place.shared;
+        shared.reread.fetch_add(1, Ordering::Relaxed);
+        let page = shared.store.events_after(self.position, PAGE)?;
+        // A page that is not full shows all there is, so whatever else was up to `floor` is swept.
+        let through = match page.last() {
+            Some(last) if page.len() == PAGE => last.revision,
+            Some(last) => last.revision.max(floor),
+            None => floor,
+        };
+        Ok(self.show(&page, through))
+    }
+
+    /// As many of `entries` as fit into a frame; `through` is where all of them lead.
+    fn show(&mut self, entries: &[Entry], through: Revision) -> Option<Item> {
+        let now = self.place.shared.clock.now();
+        let count = fitting(entries, self.subscribe.max_frame_bytes.saturating_sub(128));
+        let taken = &entries[..count.min(entries.len())];
+        self.position = match taken.last() {
+            Some(last) if taken.len() < entries.len() => last.revision,
+            Some(_) | None => through,
+        };
+        let filter = &self.subscribe.filter;
+        let live = |entry: &&Entry| filter.shows(entry).is_some_and(|it| !is_over(it, now));
+        let shown: Vec<Entry> = taken.iter().filter(live).cloned().collect();
+        if shown.is_empty() {
+            return None;
+        }
+        let mark = self.mark();
+        Some(Item::Batch(Mark { check: None, ..mark }, shown))
+    }
+
+    fn must_leave(&self) -> Option<Leave> {
+        let shared = &self.place.shared;
+        if self.place.watcher.cut.load(Ordering::Acquire) {
+            return Some(Leave::Slow);
+        }
+        if *shared.draining.borrow() {
+            return Some(Leave::Drain);
+        }
+        let revoked = self.subscribe.revoked.as_ref().is_some_and(|revoked| revoked());
+        if revoked || Instant::now() >= self.credential_end() {
+            return Some(Leave::CredentialExpiring);
+        }
+        (Instant::now() >= self.ends_at).then_some(Leave::Rebalance)
+    }
+
+    fn credential_end(&self) -> Instant {
+        /// Long beyond every stream's life.
+        const FAR: Duration = Duration::from_secs(86_400);
+        let left = self.subscribe.valid_until.map_or(FAR, |end| {
+            end.before(CREDENTIAL_MARGIN).since(self.place.shared.clock.now()).min(FAR)
+        });
+        Instant::now() + left
+    }
+}

@@ -1,0 +1,263 @@
+//! What avouch does, one operation a file, each with its own errors. Knows no wire format and no
+//! transport: a caller comes in as a [`Caller`](crate::domain::caller::Caller), an answer goes out in
+//! the words of `domain`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::domain::client::Client;
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::entropy::Entropy;
+use crate::domain::ids::{ClientId, Epoch, SubjectId};
+use crate::domain::scope::Names;
+use crate::domain::throttle::ThrottlePolicy;
+use crate::feed::Feed;
+use crate::keys::KeyRing;
+use crate::password::{Hasher, PasswordPolicy, PoolStats};
+use crate::store::{Store, StoreError};
+
+pub mod access;
+pub mod admin;
+pub mod authenticate;
+pub mod clients;
+pub mod introspect;
+pub mod journal;
+pub mod key_admin;
+pub mod refresh;
+pub mod revoke;
+pub mod sessions;
+pub mod sweep;
+
+use access::AccessTokens;
+use clients::{ClientError, ClientProof, Clients};
+use journal::Journal;
+use key_admin::{KeyKeeper, KeyPublisher};
+
+/// What an operator decides about the service as a whole.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The `iss` of the tokens: an https URL, exactly as verifiers know it.
+    pub issuer: Box<str>,
+    /// The audience that stands for avouch itself: a token that is good for it may call avouch.
+    pub own_audience: Box<str>,
+    /// How failed logins are answered.
+    pub throttle: ThrottlePolicy,
+    /// The most live sessions that one subject may have.
+    pub max_sessions_per_subject: u32,
+}
+
+/// Everything that an operation needs.
+pub struct Service {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    keys: Arc<KeyRing>,
+    feed: Arc<Feed>,
+    hasher: Arc<Hasher>,
+    passwords: PasswordPolicy,
+    journal: Arc<dyn Journal>,
+    settings: Settings,
+    keeper: KeyKeeper,
+    key_publisher: Arc<dyn KeyPublisher>,
+    ring_version: AtomicU64,
+    clients: Clients,
+    access: AccessTokens,
+}
+
+/// The parts of a [`Service`].
+pub struct Parts {
+    /// Where state lives.
+    pub store: Arc<dyn Store>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where random bytes come from.
+    pub entropy: Arc<dyn Entropy>,
+    /// The keys that sign and verify.
+    pub keys: Arc<KeyRing>,
+    /// What was revoked.
+    pub feed: Arc<Feed>,
+    /// What hashes passwords.
+    pub hasher: Arc<Hasher>,
+    /// Which passwords may be set.
+    pub passwords: PasswordPolicy,
+    /// Who is told what happened.
+    pub journal: Arc<dyn Journal>,
+    /// What the operator decided.
+    pub settings: Settings,
+    /// What makes and opens keys.
+    pub keeper: KeyKeeper,
+    /// Who is told when the published keys change.
+    pub key_publisher: Arc<dyn KeyPublisher>,
+    /// The version of the ring that `keys` was opened from.
+    pub ring_version: u64,
+}
+
+impl Service {
+    /// A service of these parts.
+    pub fn new(parts: Parts) -> Self {
+        let access = AccessTokens::new(
+            parts.settings.issuer.clone(),
+            Arc::clone(&parts.keys),
+            Arc::clone(&parts.feed),
+        );
+        Self {
+            clients: Clients::new(Arc::clone(&parts.store)),
+            access,
+            store: parts.store,
+            clock: parts.clock,
+            entropy: parts.entropy,
+            keys: parts.keys,
+            feed: parts.feed,
+            hasher: parts.hasher,
+            passwords: parts.passwords,
+            journal: parts.journal,
+            settings: parts.settings,
+            keeper: parts.keeper,
+            key_publisher: parts.key_publisher,
+            ring_version: AtomicU64::new(parts.ring_version),
+        }
+    }
+
+    /// The present moment. Each operation asks once.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// What verifies access tokens here.
+    pub fn access_tokens(&self) -> &AccessTokens {
+        &self.access
+    }
+
+    /// The feed of revocations.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// The keys that sign and verify.
+    pub fn keys(&self) -> &Arc<KeyRing> {
+        &self.keys
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// What the operator decided.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// A client's registration, perhaps from memory: at most a second old.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn recent_client(
+        &self,
+        id: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Client>>, StoreError> {
+        self.clients.recent(id, now)
+    }
+
+    /// The client, if the proof is good.
+    ///
+    /// # Errors
+    /// When it is not, or the store does not answer.
+    pub fn client_by_proof(&self, proof: &ClientProof<'_>) -> Result<Client, ClientError> {
+        self.clients.authenticate(proof)
+    }
+
+    /// The epoch of a client.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn client_epoch(&self, id: &ClientId) -> Result<Epoch, StoreError> {
+        Ok(self.store.epochs(id, &SubjectId::from(id))?.client)
+    }
+
+    /// The epoch of a subject.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn subject_epoch(&self, id: &SubjectId) -> Result<Epoch, StoreError> {
+        self.store.subject_epoch(id)
+    }
+
+    /// How the hashing threads are doing.
+    pub fn hash_stats(&self) -> PoolStats {
+        self.hasher.stats()
+    }
+
+    fn ring_version(&self) -> u64 {
+        self.ring_version.load(Ordering::Acquire)
+    }
+
+    fn set_ring_version(&self, version: u64) {
+        self.ring_version.store(version, Ordering::Release);
+    }
+
+    /// Who is told what happened.
+    pub fn journal(&self) -> &Arc<dyn Journal> {
+        &self.journal
+    }
+}
+
+/// Tokens for a client, in the words of `domain`.
+#[derive(Debug)]
+pub struct Tokens {
+    /// The access token.
+    pub access: crate::domain::secret::SecretText,
+    /// What it asserts.
+    pub claims: crate::domain::claims::Claims,
+    /// The refresh token and what it belongs to, if the grant opens a session.
+    pub refresh: Option<RefreshGrant>,
+    /// How long the access token lives from now.
+    pub expires_in: Duration,
+}
+
+/// A refresh token and how long it lives.
+#[derive(Debug)]
+pub struct RefreshGrant {
+    /// The refresh token.
+    pub token: crate::domain::secret::SecretText,
+    /// When it expires unless it is used.
+    pub expires_at: Timestamp,
+    /// When the session ends in any case.
+    pub session_expires_at: Timestamp,
+}
+
+/// Why the scopes or audiences that were asked for are not given.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Excess {
+    /// A scope that may not be had.
+    Scope,
+    /// An audience that may not be had.
+    Audience,
+}
+
+/// Of what may be had, what was asked for; all of it when nothing was.
+fn granted(asked: &Names, may_have: &Names) -> Option<Names> {
+    if asked.is_empty() {
+        Some(may_have.clone())
+    } else if asked.is_subset(may_have) {
+        Some(asked.clone())
+    } else {
+        None
+    }
+}
+
+/// A caller in a few words, for the audit log.
+pub fn describe(caller: &crate::domain::caller::Caller) -> Box<str> {
+    use crate::domain::caller::Identity;
+    match &caller.identity {
+        Identity::Anonymous => "anonymous".into(),
+        Identity::System => "system".into(),
+        Identity::Certificate(names) => format!("certificate {}", names.join(" ")).into(),
+        Identity::Client(client) => format!("client {client}").into(),
+        Identity::Subject { subject, client, .. } => {
+            format!("subject {subject} by client {client}").into()
+        }
+    }
+}

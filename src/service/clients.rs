@@ -1,0 +1,120 @@
+//! How a client proves who it is, before anything else is looked up (RFC 6749 section 2.3).
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use super::journal::Failure;
+use crate::crypto::sha256;
+use crate::domain::client::{Client, ClientType};
+use crate::domain::clock::Timestamp;
+use crate::domain::ids::ClientId;
+use crate::domain::secret::{SecretBytes, SecretText};
+use crate::store::{Store, StoreError};
+
+/// What a client shows of itself.
+#[derive(Debug)]
+pub struct ClientProof<'a> {
+    /// Who it says it is. None when the text is no client id.
+    pub id: Option<ClientId>,
+    /// Its secret, if it sent one.
+    pub secret: Option<&'a SecretText>,
+    /// The names in the certificate of its connection.
+    pub certificate_names: &'a [Box<str>],
+}
+
+/// How old a registration from memory may be. Changes by this process are seen at once.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+
+/// The registrations.
+pub struct Clients {
+    store: Arc<dyn Store>,
+    known: RwLock<HashMap<ClientId, (Timestamp, Arc<Client>)>>,
+}
+
+/// Why a client was not accepted.
+#[derive(Debug)]
+pub enum ClientError {
+    /// It did not prove who it is.
+    Refused(Failure),
+    /// The store did not answer.
+    Store(StoreError),
+}
+
+impl From<StoreError> for ClientError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Clients {
+    /// Reads registrations from `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, known: RwLock::default() }
+    }
+
+    /// The client, if the proof is good. Reads the store itself, so that a client that was disabled
+    /// a moment ago is refused.
+    ///
+    /// # Errors
+    /// When the proof is not good; one error for every reason, and the same work.
+    pub fn authenticate(&self, proof: &ClientProof<'_>) -> Result<Client, ClientError> {
+        let client = match &proof.id {
+            Some(id) => self.store.find_client(id)?,
+            None => None,
+        };
+        // The digest is made and compared whether or not there is something to compare with.
+        let shown =
+            SecretBytes::new(sha256(proof.secret.map_or(&b""[..], |s| s.expose().as_bytes())));
+        let nothing = SecretBytes::new([0; 32]);
+        let expected = client.as_ref().and_then(|c| c.secret_digest.as_ref()).unwrap_or(&nothing);
+        let secret_matches = shown == *expected;
+        let Some(client) = client else {
+            return Err(ClientError::Refused(Failure::UnknownClient));
+        };
+        let certificate_matches =
+            client.certificate_names.iter().any(|name| proof.certificate_names.contains(name));
+        let proved = match (client.kind, proof.secret) {
+            (ClientType::Public, None) => {
+                client.certificate_names.is_empty() || certificate_matches
+            }
+            (ClientType::Public, Some(_)) => false,
+            (ClientType::Confidential, Some(_)) => secret_matches,
+            (ClientType::Confidential, None) => certificate_matches,
+        };
+        if !proved {
+            return Err(ClientError::Refused(Failure::WrongClientSecret));
+        }
+        if client.disabled {
+            return Err(ClientError::Refused(Failure::ClientDisabled));
+        }
+        Ok(client)
+    }
+
+    /// The registration, perhaps from memory: at most a second old.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn recent(&self, id: &ClientId, now: Timestamp) -> Result<Option<Arc<Client>>, StoreError> {
+        {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some((at, client)) = known.get(id)
+                && now.since(*at) < FRESH_FOR
+            {
+                return Ok(Some(Arc::clone(client)));
+            }
+        }
+        let found = self.store.find_client(id)?.map(Arc::new);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        match &found {
+            Some(client) => known.insert(id.clone(), (now, Arc::clone(client))),
+            None => known.remove(id),
+        };
+        Ok(found)
+    }
+
+    /// Forgets what is in memory of a client that has changed.
+    pub fn forget(&self, id: &ClientId) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}

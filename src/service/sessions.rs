@@ -1,0 +1,137 @@
+//! Who is logged in, where and since when.
+
+use super::Service;
+use super::journal::{Happening, Origin};
+use crate::domain::caller::{Caller, Identity, Resource, Right};
+use crate::domain::clock::Timestamp;
+use crate::domain::ids::{SessionId, SubjectId};
+use crate::domain::session::{Session, SessionState};
+use crate::store::StoreError;
+
+/// Why no session is shown.
+#[derive(Debug)]
+pub enum SessionsError {
+    /// The caller is nobody known.
+    Anonymous,
+    /// The caller may not see that.
+    Denied,
+    /// Whose sessions? The caller is no subject and named none.
+    NoSubject,
+    /// There is no such session.
+    NotFound,
+    /// The store did not answer.
+    Store(StoreError),
+}
+
+impl From<StoreError> for SessionsError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// A page of sessions and where they stand.
+#[derive(Debug)]
+pub struct Page {
+    /// The sessions, newest first.
+    pub sessions: Vec<(Session, SessionState)>,
+    /// The session after which the next page begins; none when there is none.
+    pub next: Option<SessionId>,
+}
+
+impl Service {
+    /// Lists sessions of a subject, the caller's own if none is named.
+    ///
+    /// # Errors
+    /// See [`SessionsError`].
+    pub fn list_sessions(
+        &self,
+        caller: &Caller,
+        subject: Option<SubjectId>,
+        after: Option<SessionId>,
+        limit: usize,
+        include_ended: bool,
+        origin: &Origin,
+    ) -> Result<Page, SessionsError> {
+        let now = self.now();
+        if caller.identity == Identity::Anonymous {
+            return Err(SessionsError::Anonymous);
+        }
+        let subject =
+            subject.or_else(|| caller.subject().cloned()).ok_or(SessionsError::NoSubject)?;
+        self.may_see(caller, &subject, None, origin, now)?;
+        let mut after = match after {
+            None => None,
+            Some(id) => self.store.find_session(id)?,
+        };
+        let mut page = Page { sessions: Vec::new(), next: None };
+        // Ended sessions may fill whole pages of the store, so it is read until the page is full.
+        loop {
+            let found = self.store.sessions_of(&subject, after.as_ref(), limit)?;
+            let exhausted = found.len() < limit;
+            for session in found {
+                let epochs = self.store.epochs(&session.client, &session.subject)?;
+                let state = session.state_at(&epochs, now);
+                after = Some(session.clone());
+                if include_ended || state == SessionState::Active {
+                    page.sessions.push((session, state));
+                    if page.sessions.len() == limit {
+                        page.next = after.map(|last| last.id);
+                        return Ok(page);
+                    }
+                }
+            }
+            if exhausted {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// See [`SessionsError`].
+    pub fn session(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        origin: &Origin,
+    ) -> Result<(Session, SessionState), SessionsError> {
+        let now = self.now();
+        if caller.identity == Identity::Anonymous {
+            return Err(SessionsError::Anonymous);
+        }
+        let Some(session) = self.store.find_session(id)? else {
+            // Whoever may see no session but its own cannot tell a foreign one from none.
+            return Err(if caller.has(Right::Sessions) {
+                SessionsError::NotFound
+            } else {
+                SessionsError::Denied
+            });
+        };
+        self.may_see(caller, &session.subject, Some(&session), origin, now)?;
+        let epochs = self.store.epochs(&session.client, &session.subject)?;
+        let state = session.state_at(&epochs, now);
+        Ok((session, state))
+    }
+
+    fn may_see(
+        &self,
+        caller: &Caller,
+        subject: &SubjectId,
+        session: Option<&Session>,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> Result<(), SessionsError> {
+        let resource = Resource {
+            subject: Some(subject),
+            client: session.map(|session| &session.client),
+            audience: session.map(|session| &session.audience),
+        };
+        if caller.subject() == Some(subject) || caller.may(Right::Sessions, resource) {
+            return Ok(());
+        }
+        let happening = Happening::Denied { caller: super::describe(caller), what: "sessions" };
+        self.journal.record(now, origin, happening);
+        Err(SessionsError::Denied)
+    }
+}

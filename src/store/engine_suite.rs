@@ -1,0 +1,345 @@
+//! What every engine must do, sentence by sentence of `engine.rs`. Each engine's tests run it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proptest::test_runner::{Config, TestRunner};
+use tokio::runtime::Runtime;
+
+use super::StoreError;
+use super::engine::{
+    Answer, Commit, Decision, Engine, KeyRange, LoggedEvent, Observer, Order, Txn, event_key,
+};
+use crate::domain::ids::Revision;
+
+/// Runs every test of an engine. `make` gives an empty one.
+pub(super) fn suite(make: impl Fn() -> Arc<dyn Engine>) {
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        starts_empty(make()).await;
+        commits_whole_or_not_at_all(make()).await;
+        reads_what_was_written(make()).await;
+        refuses_what_it_must_not_keep(make()).await;
+        numbers_events_without_a_gap(make()).await;
+        tells_the_observer_first(make()).await;
+        decides_one_after_another(make()).await;
+        proves_contact_until_closed(make()).await;
+    });
+    scans_like_a_sorted_map(&runtime, &make);
+}
+
+/// A decision that answers nothing.
+pub(super) fn decision(
+    decide: impl Fn(&mut Txn<'_>) -> Result<(), StoreError> + Send + 'static,
+) -> Decision {
+    Box::new(move |txn| decide(txn).map(|()| Box::new(()) as Answer))
+}
+
+/// A decision that writes one record.
+pub(super) fn put(key: &[u8], value: &[u8]) -> Decision {
+    let (key, value) = (key.to_vec(), value.to_vec());
+    decision(move |txn| {
+        txn.put(key.clone(), value.clone());
+        Ok(())
+    })
+}
+
+/// A decision that adds one to a counter, appends its name and new value as an event, and answers
+/// the new value.
+pub(super) fn count(key: &[u8]) -> Decision {
+    let key = key.to_vec();
+    Box::new(move |txn| {
+        let next = number(txn.get(&key)?.as_deref()) + 1;
+        txn.put(key.clone(), next.to_be_bytes().to_vec());
+        txn.append([key.as_slice(), next.to_string().as_bytes()].concat())?;
+        Ok(Box::new(next))
+    })
+}
+
+/// What [`count`] keeps.
+pub(super) fn number(bytes: Option<&[u8]>) -> u64 {
+    bytes.map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()))
+}
+
+fn all() -> KeyRange {
+    KeyRange::prefix(b"")
+}
+
+async fn starts_empty(engine: Arc<dyn Engine>) {
+    assert_eq!(engine.scan(&all(), Order::Ascending, 9), Ok(vec![]));
+    assert_eq!(engine.get(b"none"), Ok(None));
+    assert_eq!(engine.head().revision, Revision(0));
+    assert_eq!(engine.head().log_id, engine.log_id());
+    assert_eq!(engine.events_after(Revision(0), 9), Ok(vec![]));
+    assert_eq!(engine.time_floor().as_millis(), 0);
+    let (_, commit) = engine.commit(decision(|_| Ok(()))).await.unwrap();
+    assert_eq!(commit, Commit { event: None, head: Revision(0) });
+}
+
+async fn commits_whole_or_not_at_all(engine: Arc<dyn Engine>) {
+    let write_all = |end: fn(&mut Txn<'_>) -> Result<(), StoreError>| {
+        decision(move |txn| {
+            txn.put(b"a".to_vec(), b"1".to_vec());
+            txn.put(b"b".to_vec(), b"2".to_vec());
+            txn.append(b"event".to_vec())?;
+            end(txn)
+        })
+    };
+    let refused = StoreError::Unavailable("refused".to_owned());
+    let outcome = engine
+        .commit(write_all(|_| Err(StoreError::Unavailable("refused".to_owned()))))
+        .await
+        .map(|_| ());
+    assert_eq!(outcome, Err(refused));
+    let outcome = engine.commit(write_all(|txn| txn.append(b"second".to_vec()))).await;
+    assert!(matches!(outcome, Err(StoreError::Internal(_))));
+    let outcome = engine.commit(write_all(|_| panic!("a decision with a bug"))).await;
+    assert!(matches!(outcome, Err(StoreError::Internal(_))));
+    assert_eq!(engine.scan(&all(), Order::Ascending, 9), Ok(vec![]));
+    assert_eq!(engine.head().revision, Revision(0));
+
+    let (_, commit) = engine.commit(write_all(|_| Ok(()))).await.unwrap();
+    assert_eq!(commit, Commit { event: Some(Revision(1)), head: Revision(1) });
+    let stored = engine.scan(&all(), Order::Ascending, 9).unwrap();
+    let record = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
+    let event = (event_key(Revision(1)), b"event".to_vec());
+    assert_eq!(stored, [record(b"a", b"1"), record(b"b", b"2"), event]);
+}
+
+async fn reads_what_was_written(engine: Arc<dyn Engine>) {
+    engine.commit(put(b"kept", b"")).await.unwrap();
+    engine.commit(put(b"gone", b"old")).await.unwrap();
+    let seen = decision(|txn| {
+        assert_eq!(txn.get(b"kept")?, Some(vec![]));
+        txn.put(b"kept".to_vec(), b"new".to_vec());
+        assert_eq!(txn.get(b"kept")?, Some(b"new".to_vec()));
+        txn.delete(b"gone".to_vec());
+        assert_eq!(txn.get(b"gone")?, None);
+        txn.delete(b"never there".to_vec());
+        Ok(())
+    });
+    engine.commit_freeing(seen).await.unwrap();
+    assert_eq!(engine.get(b"kept"), Ok(Some(b"new".to_vec())));
+    assert_eq!(engine.get(b"gone"), Ok(None));
+}
+
+async fn refuses_what_it_must_not_keep(engine: Arc<dyn Engine>) {
+    let long = vec![b'x'; 4090];
+    for (key, value) in [(&b"!meta"[..], &b"v"[..]), (b"", b"v"), (b"too long", &long)] {
+        let outcome = engine.commit(put(key, value)).await;
+        assert!(matches!(outcome, Err(StoreError::Internal(_))));
+    }
+    engine.commit(put(b"k", &long)).await.unwrap();
+    assert_eq!(engine.get(b"k"), Ok(Some(long)));
+    assert_eq!(engine.get(b"!meta"), Ok(None));
+    assert_eq!(engine.scan(&all(), Order::Descending, 9).unwrap().len(), 1);
+}
+
+async fn numbers_events_without_a_gap(engine: Arc<dyn Engine>) {
+    for n in 1..=20_u64 {
+        engine.commit(put(b"no event", &n.to_be_bytes())).await.unwrap();
+        let (answer, commit) = engine.commit(count(b"c")).await.unwrap();
+        assert_eq!(answer.downcast_ref::<u64>(), Some(&n));
+        assert_eq!(commit, Commit { event: Some(Revision(n)), head: Revision(n) });
+    }
+    let event = |n: u64| LoggedEvent { revision: Revision(n), value: format!("c{n}").into() };
+    assert_eq!(engine.events_after(Revision(0), 99), Ok((1..=20).map(event).collect()));
+    assert_eq!(engine.events_after(Revision(7), 2), Ok(vec![event(8), event(9)]));
+    assert_eq!(engine.events_after(Revision(20), 9), Ok(vec![]));
+    assert_eq!(engine.events_after(Revision(u64::MAX), 9), Ok(vec![]));
+
+    let expire = decision(|txn| {
+        for revision in 1..=18 {
+            txn.delete(event_key(Revision(revision)));
+        }
+        Ok(())
+    });
+    let (_, commit) = engine.commit_freeing(expire).await.unwrap();
+    assert_eq!(commit, Commit { event: None, head: Revision(20) });
+    assert_eq!(engine.events_after(Revision(0), 9), Ok(vec![event(19), event(20)]));
+}
+
+/// Keeps what it is told.
+struct Ear {
+    heard: Mutex<Vec<LoggedEvent>>,
+    head: AtomicU64,
+}
+
+impl Observer for Ear {
+    fn durable(&self, events: &[LoggedEvent], head: Revision) {
+        self.heard.lock().unwrap().extend_from_slice(events);
+        self.head.store(head.0, Ordering::SeqCst);
+    }
+}
+
+async fn tells_the_observer_first(engine: Arc<dyn Engine>) {
+    engine.commit(count(b"before")).await.unwrap();
+    let ear = Arc::new(Ear { heard: Mutex::default(), head: AtomicU64::new(0) });
+    engine.observe(Arc::clone(&ear) as Arc<dyn Observer>);
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let (engine, ear) = (Arc::clone(&engine), Arc::clone(&ear));
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    let (_, commit) = engine.commit(count(b"c")).await.unwrap();
+                    let revision = commit.event.unwrap();
+                    assert!(ear.head.load(Ordering::SeqCst) >= revision.0);
+                    let heard = ear.heard.lock().unwrap();
+                    assert!(heard.iter().any(|event| event.revision == revision));
+                    drop(heard);
+                    assert!(engine.head().revision >= revision);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let heard = std::mem::take(&mut *ear.heard.lock().unwrap());
+    assert_eq!(heard, engine.events_after(Revision(1), usize::MAX).unwrap());
+    assert_eq!(heard.len(), 320);
+}
+
+async fn decides_one_after_another(engine: Arc<dyn Engine>) {
+    const TASKS: u64 = 64;
+    const EACH: u64 = 200;
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let engine = Arc::clone(&engine);
+            tokio::spawn(async move {
+                let mut heads = Vec::new();
+                for n in 1..=EACH {
+                    let both = move |txn: &mut Txn<'_>| {
+                        let own = task.to_be_bytes();
+                        let shared = number(txn.get(b"n/all")?.as_deref()) + 1;
+                        let before = number(txn.get(&own)?.as_deref());
+                        assert_eq!(before + 1, n);
+                        txn.put(b"n/all".to_vec(), shared.to_be_bytes().to_vec());
+                        txn.put(own.to_vec(), n.to_be_bytes().to_vec());
+                        if n % 2 == 0 {
+                            txn.append(shared.to_be_bytes().to_vec())?;
+                        }
+                        if n % 50 == 0 {
+                            let found =
+                                txn.scan_committed(&KeyRange::prefix(b"n/"), Order::Ascending, 9)?;
+                            assert_eq!(number(Some(&found[0].1)), shared - 1);
+                        }
+                        Ok(())
+                    };
+                    let (_, commit) = engine.commit(decision(both)).await.unwrap();
+                    assert!(commit.event.is_none_or(|event| event == commit.head));
+                    heads.push(commit.head);
+                    let failing = decision(|txn| {
+                        txn.put(b"n/all".to_vec(), vec![]);
+                        Err(StoreError::Internal("a decision that changes its mind"))
+                    });
+                    if n % 40 == 0 {
+                        assert!(engine.commit(failing).await.is_err());
+                    }
+                }
+                assert!(heads.is_sorted());
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(number(engine.get(b"n/all").unwrap().as_deref()), TASKS * EACH);
+    for task in 0..TASKS {
+        assert_eq!(number(engine.get(&task.to_be_bytes()).unwrap().as_deref()), EACH);
+    }
+    let events = engine.events_after(Revision(0), usize::MAX).unwrap();
+    let revisions: Vec<_> = events.iter().map(|event| event.revision.0).collect();
+    assert_eq!(revisions, (1..=TASKS * EACH / 2).collect::<Vec<_>>());
+    assert!(events.is_sorted_by_key(|event| number(Some(&event.value))));
+}
+
+async fn proves_contact_until_closed(engine: Arc<dyn Engine>) {
+    assert!(engine.prove_contact().await);
+    engine.commit(put(b"a", b"1")).await.unwrap();
+    assert!(engine.prove_contact().await);
+    let status = engine.status();
+    assert_eq!((status.failed, status.low_space, status.queued), (None, false, 0));
+    assert_eq!((status.commits, status.groups), (1, 1));
+    engine.close().await;
+    engine.close().await;
+    let outcome = engine.commit(put(b"a", b"2")).await.map(|_| ());
+    assert_eq!(outcome, Err(StoreError::Unavailable("it is closed".to_owned())));
+    assert!(!engine.prove_contact().await);
+    assert_eq!(engine.get(b"a"), Ok(Some(b"1".to_vec())));
+}
+
+/// Puts and deletes at random, then scans at random, from outside and from within a group.
+fn scans_like_a_sorted_map(runtime: &Runtime, make: &impl Fn() -> Arc<dyn Engine>) {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    let engine = make();
+    let model = Mutex::new(BTreeMap::<Vec<u8>, Vec<u8>>::new());
+    let key = || vec(prop_oneof![Just(b'a'), Just(b'b'), Just(255)], 1..4);
+    let write = (key(), any::<Option<u8>>());
+    let scan = (key(), proptest::option::of(key()), any::<bool>(), 0..6_usize);
+    let mut runner =
+        TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&(vec(write, 0..12), vec(scan, 1..12)), |(writes, scans)| {
+            let mut model = model.lock().unwrap();
+            for (key, value) in &writes {
+                match value {
+                    Some(value) => model.insert(key.clone(), vec![*value]),
+                    None => model.remove(key),
+                };
+            }
+            let batch = decision(move |txn| {
+                for (key, value) in writes.clone() {
+                    match value {
+                        Some(value) => txn.put(key, vec![value]),
+                        None => txn.delete(key),
+                    }
+                }
+                Ok(())
+            });
+            let (engine, scans_within) = (Arc::clone(&engine), scans.clone());
+            let look = move |txn: &mut Txn<'_>| {
+                let mut found = Vec::new();
+                for scan in &scans_within {
+                    let (range, order) = range_of(scan);
+                    found.push(txn.scan_committed(&range, order, scan.3)?);
+                }
+                Ok(Box::new(found) as Answer)
+            };
+            let writer = Arc::clone(&engine);
+            // Together, so that the second may land in the group of the first.
+            let within = runtime.block_on(async move {
+                let written = writer.commit(batch);
+                let looked = writer.commit(Box::new(look));
+                let (written, looked) = tokio::join!(biased; written, looked);
+                written.unwrap();
+                looked.unwrap().0
+            });
+            type Found = Vec<Vec<(Vec<u8>, Vec<u8>)>>;
+            let within = within.downcast::<Found>().unwrap();
+            for (scan, within) in scans.iter().zip(*within) {
+                let (range, order) = range_of(scan);
+                let inside = |key: &[u8]| {
+                    *key >= *range.start && range.end.as_ref().is_none_or(|end| *key < **end)
+                };
+                let mut expected: Vec<_> =
+                    model.clone().into_iter().filter(|(key, _)| inside(key)).collect();
+                if order == Order::Descending {
+                    expected.reverse();
+                }
+                expected.truncate(scan.3);
+                prop_assert_eq!(&engine.scan(&range, order, scan.3).unwrap(), &expected);
+                prop_assert_eq!(within, expected);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn range_of(scan: &(Vec<u8>, Option<Vec<u8>>, bool, usize)) -> (KeyRange, Order) {
+    let range = KeyRange { start: scan.0.clone(), end: scan.1.clone() };
+    (range, if scan.2 { Order::Descending } else { Order::Ascending })
+}

@@ -1,0 +1,180 @@
+//! An engine that fails on demand, for tests of what happens to those above it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::StoreError;
+use super::engine::{
+    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
+    Value,
+};
+use crate::domain::clock::Timestamp;
+use crate::domain::ids::{Cursor, LogId, Revision};
+
+/// How the next commit goes wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// It does not happen.
+    Refuse,
+    /// It becomes durable and observers hear of it; its caller gets an error.
+    LoseAnswer,
+}
+
+/// Wraps an engine and makes its commits fail as a test demands.
+pub struct FaultEngine<E> {
+    inner: E,
+    next: Mutex<Option<Fault>>,
+    frozen: watch::Sender<bool>,
+}
+
+impl<E: Engine> FaultEngine<E> {
+    /// An engine that does what `inner` does until told otherwise.
+    pub fn new(inner: E) -> Self {
+        Self { inner, next: Mutex::new(None), frozen: watch::Sender::new(false) }
+    }
+
+    /// The wrapped engine.
+    pub fn inner(&self) -> &E {
+        &self.inner
+    }
+
+    /// Makes the next commit fail, and only that one.
+    pub fn fail_next(&self, fault: Fault) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+    }
+
+    /// Holds every commit until [`FaultEngine::thaw`], as a disk that hangs would.
+    pub fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    /// Lets the held commits go on.
+    pub fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+
+    async fn faulty(
+        &self,
+        decision: Decision,
+        freeing: bool,
+    ) -> Result<(Answer, Commit), StoreError> {
+        // The sender lives as long as this engine, so this cannot fail.
+        _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+        let fault = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if fault == Some(Fault::Refuse) {
+            return Err(StoreError::Unavailable("a test refused this commit".to_owned()));
+        }
+        let outcome = if freeing {
+            self.inner.commit_freeing(decision).await
+        } else {
+            self.inner.commit(decision).await
+        };
+        if fault == Some(Fault::LoseAnswer) {
+            return Err(StoreError::Unavailable("a test lost this answer".to_owned()));
+        }
+        outcome
+    }
+}
+
+impl<E: Engine> Reads for FaultEngine<E> {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        self.inner.get(key)
+    }
+
+    fn scan(
+        &self,
+        range: &KeyRange,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Value)>, StoreError> {
+        self.inner.scan(range, order, limit)
+    }
+}
+
+#[async_trait]
+impl<E: Engine> Engine for FaultEngine<E> {
+    async fn commit(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
+        self.faulty(decision, false).await
+    }
+
+    async fn commit_freeing(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
+        self.faulty(decision, true).await
+    }
+
+    fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {
+        self.inner.events_after(after, limit)
+    }
+
+    fn log_id(&self) -> LogId {
+        self.inner.log_id()
+    }
+
+    fn head(&self) -> Cursor {
+        self.inner.head()
+    }
+
+    fn time_floor(&self) -> Timestamp {
+        self.inner.time_floor()
+    }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.inner.observe(observer);
+    }
+
+    fn status(&self) -> EngineStatus {
+        self.inner.status()
+    }
+
+    async fn prove_contact(&self) -> bool {
+        let frozen = *self.frozen.borrow();
+        !frozen && self.inner.prove_contact().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryEngine;
+
+    fn put(key: &'static [u8]) -> Decision {
+        Box::new(move |txn| {
+            txn.put(key.to_vec(), b"v".to_vec());
+            Ok(Box::new(()))
+        })
+    }
+
+    #[tokio::test]
+    async fn fails_only_the_next_commit() {
+        let engine = FaultEngine::new(MemoryEngine::new(LogId::from_bytes([1; 16])));
+        engine.fail_next(Fault::Refuse);
+        assert!(engine.commit(put(b"a")).await.is_err());
+        engine.fail_next(Fault::LoseAnswer);
+        assert!(engine.commit(put(b"b")).await.is_err());
+        assert!(engine.commit_freeing(put(b"c")).await.is_ok());
+        let stored = engine.scan(&KeyRange::prefix(b""), Order::Ascending, 9).unwrap();
+        let keys: Vec<_> = stored.iter().map(|(key, _)| key.as_slice()).collect();
+        assert_eq!(keys, [b"b", b"c"]);
+    }
+
+    #[tokio::test]
+    async fn holds_commits_while_frozen() {
+        let engine = Arc::new(FaultEngine::new(MemoryEngine::new(LogId::from_bytes([1; 16]))));
+        engine.freeze();
+        assert!(!engine.prove_contact().await);
+        let held = tokio::spawn({
+            let engine = Arc::clone(&engine);
+            async move { engine.commit(put(b"a")).await.map(|_| ()) }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(engine.get(b"a"), Ok(None));
+        engine.thaw();
+        assert_eq!(held.await.unwrap(), Ok(()));
+        assert!(engine.prove_contact().await);
+    }
+}

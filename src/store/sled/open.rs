@@ -1,0 +1,256 @@
+//! From a directory to a database that is locked, private, synced and known to be whole.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::SledSettings;
+use super::integrity;
+use super::mark::{Mark, MarkFile};
+use super::record::{META_KEY, Meta, seal, unseal};
+use crate::domain::ids::{LogId, Revision};
+use crate::store::OpenError;
+
+/// The directory of sled's files, inside the data directory.
+pub(super) const DATABASE: &str = "sled";
+/// The file of the high-water mark, beside it.
+pub(super) const MARK: &str = "avouch.hwm";
+
+/// How often to try for a lock that is held: a process that is ending, or a thread of sled that is
+/// letting go of a database this process has closed, needs a moment.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
+/// What an engine is made of.
+pub(super) struct Opened {
+    pub(super) db: sled::Db,
+    /// An own handle on sled's file. Linux reports a failed writeback once per handle, and sled
+    /// swallows what it sees.
+    pub(super) data: File,
+    pub(super) mark: MarkFile,
+    pub(super) meta: Meta,
+    /// Holds the lock of the directory.
+    pub(super) lock: File,
+}
+
+/// Opens or creates the database in `path`.
+pub(super) fn open(
+    path: &Path,
+    settings: &SledSettings,
+    new_log_id: LogId,
+) -> Result<Opened, OpenError> {
+    let io_error = |at: &Path| {
+        let path = at.display().to_string();
+        move |source| OpenError::Io { path, source }
+    };
+    let damaged = |what: String| OpenError::Damaged { path: path.display().to_string(), what };
+    create_private_dir(path).map_err(io_error(path))?;
+    let lock = lock_dir(path)?;
+    let (mark_path, sled_path) = (path.join(MARK), path.join(DATABASE));
+    let data_path = sled_path.join("db");
+
+    let has_data = data_path.try_exists().map_err(io_error(&data_path))?;
+    let has_mark = mark_path.try_exists().map_err(io_error(&mark_path))?;
+    // The mark is created first, so a database without one has lost it.
+    let (mut mark_file, mark) = match (has_mark, has_data) {
+        (false, true) => return Err(damaged(format!("its high-water mark, {MARK}, is missing"))),
+        (false, false) => {
+            let mark = Mark { log_id: new_log_id, counter: 0, digest: 0 };
+            let file = MarkFile::create(&mark_path, mark).map_err(io_error(&mark_path))?;
+            sync_dir(path).map_err(io_error(path))?;
+            (file, mark)
+        }
+        (true, _) => {
+            let (file, mark) = MarkFile::open(&mark_path).map_err(io_error(&mark_path))?;
+            let unreadable = || damaged(format!("its high-water mark, {MARK}, cannot be read"));
+            (file, mark.ok_or_else(unreadable)?)
+        }
+    };
+    if mark.counter > 0 && !has_data {
+        return Err(damaged(format!("its database, {DATABASE}/db, is missing")));
+    }
+
+    create_private_dir(&sled_path).map_err(io_error(&sled_path))?;
+    remove_unfinished_snapshots(&sled_path).map_err(io_error(&sled_path))?;
+    let db = open_sled(path, &sled_path, settings)?;
+    sync_files(path, &sled_path).map_err(io_error(&sled_path))?;
+    let data = File::open(&data_path).map_err(io_error(&data_path))?;
+
+    let meta = match read_meta(&db).map_err(damaged)? {
+        Some(meta) if meta.schema != settings.schema_version => {
+            return Err(OpenError::Schema {
+                path: path.display().to_string(),
+                found: meta.schema,
+                expected: settings.schema_version,
+            });
+        }
+        Some(meta) => meta,
+        None if mark.counter > 0 => {
+            return Err(damaged("it is empty, but commits were acknowledged".to_owned()));
+        }
+        None => create_meta(&db, &data, settings.schema_version, mark.log_id)
+            .map_err(io_error(&data_path))?,
+    };
+    integrity::verify(&db, &meta, &mark).map_err(damaged)?;
+    if meta.counter > mark.counter {
+        let mark = Mark { log_id: meta.log_id, counter: meta.counter, digest: meta.digest };
+        // sled may have read the newest groups from memory that no disk has yet.
+        data.sync_data().and_then(|()| mark_file.write(mark)).map_err(io_error(&mark_path))?;
+    }
+    Ok(Opened { db, data, mark: mark_file, meta, lock })
+}
+
+fn create_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Our own lock, since sled takes its one too late: by then a second process would have removed the
+/// snapshot that the first is writing.
+fn lock_dir(path: &Path) -> Result<File, OpenError> {
+    let text = || path.display().to_string();
+    let dir = File::open(path).map_err(|source| OpenError::Io { path: text(), source })?;
+    for _ in 0..LOCK_TRIES {
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(dir),
+            Err(Errno::WOULDBLOCK) => thread::park_timeout(LOCK_PAUSE),
+            Err(errno) => return Err(OpenError::Io { path: text(), source: errno.into() }),
+        }
+    }
+    Err(OpenError::InUse { path: text() })
+}
+
+/// A kill during recovery leaves a torn snapshot, which sled would read as a whole one, for ever.
+fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
+    for file in files_of(dir)? {
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(&file)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_sled(
+    path: &Path,
+    sled_path: &Path,
+    settings: &SledSettings,
+) -> Result<sled::Db, OpenError> {
+    let text = path.display().to_string();
+    for _ in 0..LOCK_TRIES {
+        let config = sled::Config::new()
+            .path(sled_path)
+            .cache_capacity(settings.cache_bytes)
+            .flush_every_ms(None);
+        match quietly(|| config.open()) {
+            Ok(Ok(db)) => return Ok(db),
+            Ok(Err(sled::Error::Io(error))) if is_lock_conflict(&error) => {
+                thread::park_timeout(LOCK_PAUSE);
+            }
+            Ok(Err(sled::Error::Io(source))) if !is_content(&source) => {
+                return Err(OpenError::Io { path: text, source });
+            }
+            Ok(Err(error)) => {
+                return Err(OpenError::Damaged { path: text, what: error.to_string() });
+            }
+            Err(panic) => return Err(OpenError::Damaged { path: text, what: panic }),
+        }
+    }
+    Err(OpenError::InUse { path: text })
+}
+
+/// sled gives a lock conflict no kind of its own, only this text.
+fn is_lock_conflict(error: &io::Error) -> bool {
+    error.to_string().starts_with("could not acquire lock")
+}
+
+/// Whether an I/O error is about what a file holds and not about reading it.
+fn is_content(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Catches a panic and gives its text, without the report on stderr: on a damaged file a panic is
+/// sled's usual answer, and the operator gets the text in an error that says what to do.
+fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                usual(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(false);
+    result.map_err(|panic| panic_text(&*panic))
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("it cannot be read").to_owned()
+}
+
+/// sled creates its files for everybody to read and syncs neither them nor their directory.
+fn sync_files(path: &Path, sled_path: &Path) -> io::Result<()> {
+    fs::set_permissions(sled_path, Permissions::from_mode(0o700))?;
+    for file in files_of(sled_path)? {
+        fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+        File::open(&file)?.sync_all()?;
+    }
+    sync_dir(sled_path)?;
+    sync_dir(path)?;
+    // Who may not read the parent did not create the directory, and has nothing to sync there.
+    match path.canonicalize()?.parent().map_or(Ok(()), sync_dir) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
+}
+
+fn files_of(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn read_meta(db: &sled::Db) -> Result<Option<Meta>, String> {
+    let stored = catch_unwind(AssertUnwindSafe(|| db.get(META_KEY)))
+        .map_err(|panic| panic_text(&*panic))?
+        .map_err(|error| error.to_string())?;
+    let Some(stored) = stored else { return Ok(None) };
+    let meta = unseal(META_KEY, &stored).and_then(|(value, _)| Meta::decode(value));
+    meta.map(Some).ok_or_else(|| "the engine's own record cannot be read".to_owned())
+}
+
+fn create_meta(db: &sled::Db, data: &File, schema: u32, log_id: LogId) -> io::Result<Meta> {
+    let meta = Meta { schema, log_id, head: Revision(0), counter: 1, digest: 0 };
+    db.insert(META_KEY, seal(META_KEY, &meta.encode()).0).map_err(io::Error::from)?;
+    db.flush().map_err(io::Error::from)?;
+    data.sync_data()?;
+    Ok(meta)
+}
