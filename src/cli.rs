@@ -130,4 +130,23 @@ mod tests {
         Cli::command().debug_assert();
         look(&Cli::command(), "");
     }
+
+    /// clap would fill both from one argument: `introspect FILE` once called with the token in FILE.
+    #[test]
+    fn no_command_has_an_argument_that_is_named_like_one_of_every_command() {
+        fn look(command: &clap::Command, globals: &[&str]) {
+            for argument in command.get_arguments() {
+                assert!(!globals.contains(&argument.get_id().as_str()), "{argument}");
+            }
+            command.get_subcommands().for_each(|sub| look(sub, globals));
+        }
+        let root = Cli::command();
+        let globals: Vec<&str> = root
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(|argument| argument.get_id().as_str())
+            .collect();
+        assert_eq!(globals.len(), 7);
+        root.get_subcommands().for_each(|sub| look(sub, &globals));
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::failure::Failure;
 use super::files::Addresses;
 use super::output::{self, Output};
-use super::welcome::Welcome;
+use super::welcome::{Welcome, quoted};
 use crate::config::{self, Config, Sources};
 
 /// Run the server until a signal tells it to stop.
@@ -153,7 +153,7 @@ impl ServeOptions {
 fn program() -> String {
     let Ok(path) = std::env::current_exe() else { return "avouch".into() };
     let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(&here).unwrap_or(&path).display().to_string()
+    quoted(path.strip_prefix(&here).unwrap_or(&path))
 }
 
 impl Serve {

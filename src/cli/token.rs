@@ -87,7 +87,7 @@ fn keep(tokens: &TokenSet, save: Option<&Path>, out: &mut Output) -> Result<(), 
 pub(super) struct Refresh {
     /// The file with the refresh token: what `login --save` wrote, which is replaced, or the token alone; - for stdin.
     #[arg(value_name = "FILE")]
-    token: PathBuf,
+    file: PathBuf,
     /// A scope to ask for; repeat for more. Without it: all that the session holds.
     #[arg(long)]
     scope: Vec<String>,
@@ -102,8 +102,8 @@ pub(super) struct Refresh {
 impl Refresh {
     pub(super) async fn run(self, global: &Global, out: &mut Output) -> Result<(), Failure> {
         let client = required_client(global)?;
-        let stdin = self.token == Path::new("-");
-        let token = refresh_token(&self.token)?;
+        let stdin = self.file == Path::new("-");
+        let token = refresh_token(&self.file)?;
         let connection = Connection::open(global).await?;
         let request = connection.request(RefreshRequest {
             client: Some(client),
@@ -113,7 +113,7 @@ impl Refresh {
             device: None,
         });
         let answer = connection.identity().refresh(request).await?.into_inner();
-        let save = self.save.or_else(|| (!stdin).then_some(self.token));
+        let save = self.save.or_else(|| (!stdin).then_some(self.file));
         keep(&answer.tokens.unwrap_or_default(), save.as_deref(), out)
     }
 }
@@ -126,7 +126,7 @@ impl Refresh {
 pub(super) struct Introspect {
     /// The file with the token: what `login --save` wrote, or the token alone; - for stdin.
     #[arg(value_name = "FILE")]
-    token: PathBuf,
+    file: PathBuf,
     /// Ask about the refresh token of the file, not about the access token.
     #[arg(long)]
     refresh_token: bool,
@@ -134,7 +134,7 @@ pub(super) struct Introspect {
 
 impl Introspect {
     pub(super) async fn run(self, global: &Global, out: &mut Output) -> Result<(), Failure> {
-        let token = if self.refresh_token { refresh_token } else { access_token }(&self.token)?;
+        let token = if self.refresh_token { refresh_token } else { access_token }(&self.file)?;
         let connection = Connection::about_tokens(global).await?;
         let request = connection.request(IntrospectRequest {
             client: connection.client(),

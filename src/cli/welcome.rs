@@ -59,7 +59,7 @@ impl Welcome {
 }
 
 /// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let text = text.strip_prefix("./").unwrap_or(&text);
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:".contains(c);

@@ -124,3 +124,72 @@ fn a_server_that_is_not_there_is_said_in_plain_words() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("http://127.0.0.1:1 cannot be reached"));
 }
+
+#[test]
+fn the_demo_tells_its_story_to_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = avouch(dir.path(), &["demo"]);
+    let story = text(&output.stdout);
+    assert!(output.status.success(), "{story}\n{}", text(&output.stderr));
+    assert_eq!(story.matches("knew").count(), 6, "{story}");
+    assert!(story.contains("the whole session is revoked"), "{story}");
+}
+
+/// A server in a directory of its own, killed when dropped.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn tokens_live_in_private_files_and_a_revoked_one_is_inactive() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0";
+    let serve = ["serve", "--dev", "--listen", any, "--public-listen", any, "--ops-listen", any];
+    let child = Command::new(env!("CARGO_BIN_EXE_avouch"))
+        .current_dir(dir.path())
+        .args(serve)
+        .env_clear()
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let _server = Server(child);
+    let addresses = dir.path().join("avouch-data/addresses.json");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !addresses.exists() {
+        assert!(tokio::time::Instant::now() < deadline, "the server did not start");
+        std::thread::yield_now();
+    }
+    let addresses: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(addresses).unwrap()).unwrap();
+    let url = format!("http://{}", addresses["grpc"].as_str().unwrap());
+    let call = |arguments: &str| {
+        let arguments: Vec<&str> =
+            arguments.split(' ').chain(["--json", "--server", &url]).collect();
+        let output = avouch(dir.path(), &arguments);
+        let (out, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        assert!(!out.contains("avr1_") && !errors.contains("avr1_"));
+        serde_json::from_str::<serde_json::Value>(out.lines().next().unwrap()).unwrap()
+    };
+    const LOGIN: &str = "--credentials avouch-data/login-client.json";
+    const ADMIN: &str = "--credentials avouch-data/admin-client.json";
+    call(&format!(
+        "login {LOGIN} --username ada --password-file avouch-data/ada.password --save t.json"
+    ));
+    let mode = std::fs::metadata(dir.path().join("t.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(call(&format!("introspect t.json {ADMIN}"))["active"], true);
+    assert_eq!(call(&format!("refresh t.json {LOGIN}"))["session_id"].as_str().unwrap().len(), 22);
+    assert_eq!(call("session list --token t.json")["state"], "active");
+    let revoked = call(&format!("revoke --token-file t.json --reason logout {LOGIN}"));
+    assert_eq!(revoked["revoked"]["reason"], "logout");
+    assert_eq!(call(&format!("introspect t.json {ADMIN}"))["active"], false);
+    assert_eq!(call(&format!("user get --by-name ada {ADMIN}"))["username"], "ada");
+}
