@@ -3,6 +3,12 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod crash;
 mod harness;
+mod hostile;
+mod layering;
 mod listen;
+mod process;
+mod race;
+mod redaction;
 mod story;
