@@ -5,10 +5,16 @@
 
 mod alone;
 mod cli;
+mod crash;
 mod feed;
 mod harness;
+mod hostile;
+mod layering;
 mod listen;
 mod mtls;
+mod process;
+mod race;
+mod redaction;
 mod story;
 mod support;
 mod watch;
