@@ -1,1 +1,152 @@
-//! The command line.
+//! The command line: what people type, how it is asked of a server over gRPC, and what they see.
+//! Starting a server is a function that comes in from outside.
+
+mod args;
+mod client;
+mod connection;
+mod demo;
+mod failure;
+pub mod files;
+mod follow;
+mod key;
+mod output;
+mod password;
+mod serve;
+mod session;
+mod table;
+mod token;
+mod user;
+mod view;
+mod watch;
+pub mod welcome;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use args::Global;
+use failure::Failure;
+use output::Output;
+
+pub use serve::{ServeError, ServeOptions};
+
+/// Short-lived tokens, rotating refresh tokens, and revocations pushed to every verifier.
+#[derive(Debug, Parser)]
+#[command(
+    name = "avouch",
+    version,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  avouch demo\n  avouch serve --dev\n  avouch login --credentials avouch-data/login-client.json --username ada --password-file avouch-data/ada.password --save tokens.json"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    CheckConfig(serve::CheckConfig),
+    Login(token::Login),
+    Refresh(token::Refresh),
+    Introspect(token::Introspect),
+    Revoke(token::Revoke),
+    Watch(watch::Watch),
+    #[command(subcommand)]
+    Session(session::Session),
+    #[command(subcommand)]
+    User(user::User),
+    #[command(subcommand)]
+    Client(client::Client),
+    #[command(subcommand)]
+    Key(key::Key),
+    Demo(demo::Demo),
+}
+
+/// Does what was typed. `serve` runs a server until it is told to stop.
+///
+/// The exit code is 0, or 1 when it failed, 2 when the command makes no sense, 64 when the
+/// configuration does not.
+pub async fn run(
+    cli: Cli,
+    serve: impl AsyncFnOnce(Config, ServeOptions) -> Result<(), ServeError>,
+) -> ExitCode {
+    let global = &cli.global;
+    let mut out = Output::new(global.json);
+    let result = match cli.command {
+        Command::Serve(command) => command.run(serve).await,
+        Command::CheckConfig(command) => command.run(&mut out),
+        Command::Login(command) => command.run(global, &mut out).await,
+        Command::Refresh(command) => command.run(global, &mut out).await,
+        Command::Introspect(command) => command.run(global, &mut out).await,
+        Command::Revoke(command) => command.run(global, &mut out).await,
+        Command::Watch(command) => command.run(global, &mut out).await,
+        Command::Session(command) => command.run(global, &mut out).await,
+        Command::User(command) => command.run(global, &mut out).await,
+        Command::Client(command) => command.run(global, &mut out).await,
+        Command::Key(command) => command.run(global, &mut out).await,
+        Command::Demo(command) => command.run(&mut out).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            output::complain(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Says on stderr why the program cannot even begin.
+pub fn complain_of(error: &dyn std::error::Error) {
+    output::note(&format!("error: {error}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn commands_are_well_formed_and_each_shows_an_example() {
+        fn look(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example") && help.contains("avouch "), "{path}");
+            assert!(command.get_about().is_some(), "{path}");
+            for sub in command.get_subcommands() {
+                look(sub, &path);
+            }
+        }
+        Cli::command().debug_assert();
+        look(&Cli::command(), "");
+    }
+
+    /// clap would fill both from one argument: `introspect FILE` once called with the token in FILE.
+    #[test]
+    fn no_command_has_an_argument_that_is_named_like_one_of_every_command() {
+        fn look(command: &clap::Command, globals: &[&str]) {
+            for argument in command.get_arguments() {
+                assert!(!globals.contains(&argument.get_id().as_str()), "{argument}");
+            }
+            command.get_subcommands().for_each(|sub| look(sub, globals));
+        }
+        let root = Cli::command();
+        let globals: Vec<&str> = root
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(|argument| argument.get_id().as_str())
+            .collect();
+        assert_eq!(globals.len(), 7);
+        root.get_subcommands().for_each(|sub| look(sub, &globals));
+    }
+}

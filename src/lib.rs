@@ -4,6 +4,8 @@
 pub mod app;
 #[cfg(feature = "server")]
 pub mod audit;
+#[cfg(feature = "server")]
+pub mod cli;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod config;

@@ -1,17 +1,33 @@
-//! The `avouch` program.
+//! The `avouch` program: parse, run, exit code.
 
-use avouch::config::{Sources, environment, load};
+use std::process::ExitCode;
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let flags = std::env::args().skip(2).filter_map(|flag| {
-        let (key, value) = flag.strip_prefix("--set=")?.split_once('=')?;
-        Some(("--set".to_owned(), key.to_owned(), value.to_owned()))
-    });
-    let sources =
-        Sources { dev: true, file: None, environment: environment(), flags: flags.collect() };
-    let config = load(&sources)?;
-    avouch::telemetry::init(false, &config.log.level)?;
-    avouch::app::serve::serve(config, |_| {}).await?;
-    Ok(())
+use avouch::app;
+use avouch::cli::files::Addresses;
+use avouch::cli::{self, Cli, ServeError, ServeOptions};
+use avouch::config::Config;
+use avouch::config::sections::LogFormat;
+use avouch::telemetry;
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli::run(cli, serve)),
+        Err(error) => {
+            cli::complain_of(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config, options: ServeOptions) -> Result<(), ServeError> {
+    telemetry::init(config.log.format == LogFormat::Json, &config.log.level)?;
+    let started = |started: &app::serve::Started| {
+        if let (Some(public), Some(ops)) = (started.public, started.ops) {
+            let addresses = Addresses { grpc: started.grpc, public, ops };
+            options.welcome(addresses, started.made.admin_client.is_some());
+        }
+    };
+    Ok(app::serve::serve(config, started).await?)
 }

@@ -224,7 +224,11 @@ impl Server {
     }
 
     /// Logs in with [`PASSWORD`].
-    pub(crate) async fn login(&self, client: &pb::ClientAuthentication, username: &str) -> pb::TokenSet {
+    pub(crate) async fn login(
+        &self,
+        client: &pb::ClientAuthentication,
+        username: &str,
+    ) -> pb::TokenSet {
         let request = password_login(client, username, PASSWORD);
         let answer = self.identity().authenticate(request).await.expect("the login succeeds");
         answer.into_inner().tokens.expect("tokens")

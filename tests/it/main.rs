@@ -3,6 +3,7 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod cli;
 mod harness;
 mod listen;
 mod story;

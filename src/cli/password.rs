@@ -1,0 +1,42 @@
+//! How a password comes in: from a file, from stdin, or from fingers; never from the command line.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::path::Path;
+
+use super::failure::Failure;
+use crate::config::read_secret_file;
+use crate::domain::secret::SecretText;
+
+/// The longest text that is read from stdin.
+const MAX_STDIN_BYTES: u64 = 64 * 1024;
+
+/// A secret from a file, or from stdin when the file is `-`.
+pub(super) fn from_file(path: &Path) -> Result<SecretText, Failure> {
+    if path != Path::new("-") {
+        return Ok(read_secret_file(path)?);
+    }
+    let mut text = String::new();
+    std::io::stdin().lock().take(MAX_STDIN_BYTES).read_to_string(&mut text)?;
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    Ok(SecretText::new(text))
+}
+
+/// A password from a file, or asked for without echo; twice if it is a new one.
+pub(super) fn ask(file: Option<&Path>, prompt: &str, new: bool) -> Result<SecretText, Failure> {
+    if let Some(path) = file {
+        return from_file(path);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(
+            "there is no terminal to ask for the password: use --password-file".into(),
+        ));
+    }
+    let first = SecretText::new(rpassword::prompt_password(format!("{prompt}: "))?);
+    if new {
+        let second = SecretText::new(rpassword::prompt_password(format!("{prompt} again: "))?);
+        if first.expose() != second.expose() {
+            return Err(Failure::Other("the two passwords differ".into()));
+        }
+    }
+    Ok(first)
+}

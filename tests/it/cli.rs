@@ -1,0 +1,195 @@
+//! The built program, as a shell calls it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn avouch(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_avouch"));
+    command.current_dir(dir).args(arguments).env_clear();
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The commands that the help of `path` lists.
+fn commands(help: &str) -> Vec<String> {
+    help.lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.trim().is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn the_help_of_every_command_shows_an_example() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut waiting: Vec<Vec<String>> = vec![Vec::new()];
+    let mut seen = 0;
+    while let Some(path) = waiting.pop() {
+        let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let output = avouch(dir.path(), &arguments);
+        let help = text(&output.stdout);
+        assert!(output.status.success(), "{path:?}");
+        assert!(help.contains("Example"), "{path:?}\n{help}");
+        waiting.extend(commands(&help).into_iter().map(|name| [path.clone(), vec![name]].concat()));
+        seen += 1;
+    }
+    assert_eq!(seen, 35);
+}
+
+#[test]
+fn what_makes_no_sense_is_a_usage_error() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [
+        vec!["serve", "--frobnicate"],
+        vec!["frobnicate"],
+        vec!["revoke"],
+        vec!["revoke", "--everything", "--subject", "x"],
+        vec!["revoke", "--everything", "--reason", "because"],
+        vec!["user", "get"],
+        vec!["user", "list"],
+        vec!["login", "--username", "ada", "--password", "in-the-open"],
+    ] {
+        let output = avouch(dir.path(), &arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_good_configuration_is_summarised_and_a_bad_one_is_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = "[issuer]\nurl = \"https://id.example.com\"\n[store]\npath = \"data\"\n[keys]\nencryption_key_file = \"key\"\n";
+    std::fs::write(dir.path().join("good.toml"), good).unwrap();
+    std::fs::write(
+        dir.path().join("bad.toml"),
+        "[server]\nlisen = \"x\"\n[tokens]\nretry_window = 5\n",
+    )
+    .unwrap();
+
+    let output = avouch(dir.path(), &["check-config", "--config", "good.toml", "--without-files"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("issuer https://id.example.com"));
+
+    let output = avouch(dir.path(), &["check-config", "--config", "bad.toml"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(
+        errors.contains("bad.toml:2: server.lisen is not known; did you mean server.listen?"),
+        "{errors}"
+    );
+    assert!(errors.contains("bad.toml:4: tokens.retry_window must be a duration"), "{errors}");
+    assert!(errors.contains("issuer.url is missing"), "{errors}");
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "c2VjcmV0LWtleS1tYXRlcmlhbA==").unwrap();
+    let arguments = ["check-config", "--dev", "--set", "keys.encryption_key_file=key"];
+    for (mode, code) in [(0o644, 64), (0o600, 0)] {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let output = avouch(dir.path(), &arguments);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{errors}");
+        assert!(!errors.contains("c2VjcmV0"));
+    }
+}
+
+#[test]
+fn the_reference_names_every_key_and_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = avouch(dir.path(), &["check-config", "--reference"]);
+    let reference = text(&output.stdout);
+    for line in ["[server]", "#listen = \"127.0.0.1:7700\"", "[AVOUCH_TOKENS_RETRY_WINDOW]"] {
+        assert!(reference.contains(line), "{line}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_said_in_plain_words() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "x").unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let output =
+        avouch(dir.path(), &["user", "list", "--server", "http://127.0.0.1:1", "--token", "token"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("http://127.0.0.1:1 cannot be reached"));
+}
+
+#[test]
+fn the_demo_tells_its_story_to_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = avouch(dir.path(), &["demo"]);
+    let story = text(&output.stdout);
+    assert!(output.status.success(), "{story}\n{}", text(&output.stderr));
+    assert_eq!(story.matches("knew").count(), 6, "{story}");
+    assert!(story.contains("the whole session is revoked"), "{story}");
+}
+
+/// A server in a directory of its own, killed when dropped.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn tokens_live_in_private_files_and_a_revoked_one_is_inactive() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0";
+    let serve = ["serve", "--dev", "--listen", any, "--public-listen", any, "--ops-listen", any];
+    let child = Command::new(env!("CARGO_BIN_EXE_avouch"))
+        .current_dir(dir.path())
+        .args(serve)
+        .env_clear()
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let _server = Server(child);
+    let addresses = dir.path().join("avouch-data/addresses.json");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !addresses.exists() {
+        assert!(tokio::time::Instant::now() < deadline, "the server did not start");
+        std::thread::yield_now();
+    }
+    let addresses: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(addresses).unwrap()).unwrap();
+    let url = format!("http://{}", addresses["grpc"].as_str().unwrap());
+    let call = |arguments: &str| {
+        let arguments: Vec<&str> =
+            arguments.split(' ').chain(["--json", "--server", &url]).collect();
+        let output = avouch(dir.path(), &arguments);
+        let (out, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        assert!(!out.contains("avr1_") && !errors.contains("avr1_"));
+        serde_json::from_str::<serde_json::Value>(out.lines().next().unwrap()).unwrap()
+    };
+    const LOGIN: &str = "--credentials avouch-data/login-client.json";
+    const ADMIN: &str = "--credentials avouch-data/admin-client.json";
+    call(&format!(
+        "login {LOGIN} --username ada --password-file avouch-data/ada.password --save t.json"
+    ));
+    let mode = std::fs::metadata(dir.path().join("t.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(call(&format!("introspect t.json {ADMIN}"))["active"], true);
+    assert_eq!(call(&format!("refresh t.json {LOGIN}"))["session_id"].as_str().unwrap().len(), 22);
+    assert_eq!(call("session list --token t.json")["state"], "active");
+    let revoked = call(&format!("revoke --token-file t.json --reason logout {LOGIN}"));
+    assert_eq!(revoked["revoked"]["reason"], "logout");
+    assert_eq!(call(&format!("introspect t.json {ADMIN}"))["active"], false);
+    assert_eq!(call(&format!("user get --by-name ada {ADMIN}"))["username"], "ada");
+}
