@@ -1,1 +1,3 @@
 //! The client side: what a service or a sidecar needs to follow avouch.
+
+pub mod watch;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,154 +24,22 @@ use crate::store::{EntryObserver, Store, StoreError};
 pub mod filter;
 mod registry;
 mod ring;
+mod settings;
 mod snapshot;
 pub mod subscription;
 mod tasks;
-#[cfg(test)]
-mod tests;
 
 pub use registry::{Acked, Close, Waiter, WatcherInfo};
 use registry::{Registry, Watcher};
 pub use ring::Check;
 use ring::Ring;
+pub use settings::{FeedSettings, FeedStats, Page, Revoked, Subscribe, WatchError};
 use subscription::Subscription;
 
 /// Turns a batch that many watchers share into bytes.
 pub trait Encoder: Send + Sync + 'static {
     /// The frame that carries these entries. `as_of` is the Unix epoch while nothing was proved.
     fn batch(&self, entries: &[Entry], through: Cursor, as_of: Timestamp, at: Timestamp) -> Bytes;
-}
-
-/// How the feed behaves.
-#[derive(Clone, Debug)]
-pub struct FeedSettings {
-    /// The most entries that the ring holds.
-    pub ring_entries: usize,
-    /// About the most bytes that the ring holds.
-    pub ring_bytes: usize,
-    /// The most watchers.
-    pub max_watchers: usize,
-    /// The most watchers of one caller.
-    pub max_watchers_per_caller: usize,
-    /// How often contact with the store is proved.
-    pub prove_every: Duration,
-    /// How often what has expired is dropped.
-    pub expire_every: Duration,
-    /// How long a cursor may be ahead of this replica.
-    pub behind_wait: Duration,
-    /// How long a stream may take nothing while there is something to take.
-    pub slow_after: Duration,
-    /// How long a stream lives, a fifth more or less.
-    pub lifetime: Duration,
-}
-
-impl Default for FeedSettings {
-    fn default() -> Self {
-        Self {
-            ring_entries: 65_536,
-            ring_bytes: 16 * 1024 * 1024,
-            max_watchers: 10_000,
-            max_watchers_per_caller: 1_000,
-            prove_every: Duration::from_millis(250),
-            expire_every: Duration::from_secs(5),
-            behind_wait: Duration::from_secs(2),
-            slow_after: Duration::from_secs(30),
-            lifetime: Duration::from_secs(600),
-        }
-    }
-}
-
-/// Why a watch did not begin, or ended.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum WatchError {
-    /// The server shuts down.
-    #[error("the server is draining")]
-    Draining,
-    /// The cursor is ahead of this replica.
-    #[error("this replica has not seen the cursor yet; it is at {head}")]
-    Behind {
-        /// Where this replica is.
-        head: Cursor,
-    },
-    /// The cursor belongs to another log.
-    #[error("the cursor belongs to another log")]
-    OtherLog,
-    /// There are too many watchers.
-    #[error("too many watchers")]
-    Busy {
-        /// Whether it is the caller's own share that is used up.
-        per_caller: bool,
-        /// How many there may be.
-        limit: usize,
-    },
-    /// The stream took nothing for too long.
-    #[error("the watcher does not read fast enough; resume from {through}")]
-    Slow {
-        /// What it was sent.
-        through: Cursor,
-    },
-    /// The credential of the stream expired or was taken back.
-    #[error("the credential of the stream is no longer good")]
-    CredentialEnded,
-    /// The store could not be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Says whether the credential of a stream was taken back.
-pub type Revoked = Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// What a watcher wants.
-#[derive(Clone, Default)]
-pub struct Subscribe {
-    /// The last position that it applied; none to begin with a snapshot.
-    pub resume_after: Option<Cursor>,
-    /// What it sees.
-    pub filter: filter::Filter,
-    /// How often it hears something when nothing happens.
-    pub heartbeat: Duration,
-    /// The most bytes in one frame.
-    pub max_frame_bytes: usize,
-    /// The name it gave itself.
-    pub subscriber: String,
-    /// Who calls, for the caps and for acknowledgements.
-    pub owner: String,
-    /// When its credential expires.
-    pub valid_until: Option<Timestamp>,
-    /// Whether its credential was taken back.
-    pub revoked: Option<Revoked>,
-    /// Ends its connection when it takes nothing any more.
-    pub close: Option<Close>,
-}
-
-/// How the feed is doing.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct FeedStats {
-    /// How many watch.
-    pub watchers: usize,
-    /// The newest event.
-    pub head: Revision,
-    /// How far this replica can vouch.
-    pub as_of: Timestamp,
-    /// Entries in the ring.
-    pub ring_entries: usize,
-    /// About how many bytes the ring takes.
-    pub ring_bytes: usize,
-    /// Live revocations.
-    pub live: usize,
-    /// Streams that were cut because they took nothing.
-    pub cut: u64,
-    /// Times that a stream was behind the ring and read the store.
-    pub reread: u64,
-}
-
-/// A part of the log.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Page {
-    /// The live revocations in it, in order.
-    pub entries: Vec<Entry>,
-    /// Everything up to here was looked at.
-    pub through: Revision,
 }
 
 /// The public keys as a frame, and since when they are so.
@@ -240,8 +108,21 @@ impl Shared {
     }
 }
 
-impl EntryObserver for Shared {
+/// What the store tells of durable events. It does not keep the feed alive.
+struct Listener(Weak<Shared>);
+
+impl EntryObserver for Listener {
     fn durable(&self, entries: &[Entry], head: Revision) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.publish(entries, head);
+        }
+    }
+}
+
+impl Shared {
+    /// Takes in what became durable. Everything that waits for it is quick: the view, the ring, and
+    /// one wake-up, however many watch.
+    fn publish(&self, entries: &[Entry], head: Revision) {
         let now = self.clock.now();
         {
             let mut ring = self.ring();
@@ -313,7 +194,7 @@ impl Feed {
         });
         // Listen first, read then: an event is in what is read, or heard, or both. Applying it
         // twice changes nothing.
-        shared.store.observe(Arc::clone(&shared) as Arc<dyn EntryObserver>);
+        shared.store.observe(Arc::new(Listener(Arc::downgrade(&shared))));
         let mut loaded = Revision(0);
         let now = shared.clock.now();
         let end = shared.store.head().revision;
@@ -400,6 +281,11 @@ impl Feed {
         waiter
     }
 
+    /// Waits until every watcher has applied everything up to `through`, at most for `limit`.
+    pub async fn wait_for_acks(&self, through: Revision, limit: Duration) -> Acked {
+        self.expect_acks(through).wait(limit).await
+    }
+
     /// A watcher says that it has applied everything up to `applied`. Unknown watches, watches of
     /// other callers and positions that were never sent change nothing.
     pub fn ack(&self, watch_id: &str, owner: &str, applied: Cursor) {
@@ -483,7 +369,7 @@ impl Feed {
     }
 }
 
-/// A moment `part` of the way, at random, from now to twice `middle` from now.
+/// A span between the two, at random.
 fn spread(entropy: &dyn Entropy, from: Duration, to: Duration) -> Duration {
     let part = f64::from(u32::from_be_bytes(entropy.bytes())) / f64::from(u32::MAX);
     from + to.saturating_sub(from).mul_f64(part)

@@ -183,6 +183,49 @@ impl fmt::Debug for MacKeyRecord {
     }
 }
 
+/// How long new refresh tokens are made with one MAC key.
+pub const MAC_ROTATE_EVERY: Duration = Duration::from_secs(90 * 86_400);
+
+/// How long a MAC key is kept after the next one took its place: longer than any session lives, so
+/// that the reuse of any ancestor is told from a token that never was.
+pub const MAC_KEEP: Duration = Duration::from_secs(401 * 86_400);
+
+/// What is due in the life of the MAC keys.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct MacPlan {
+    /// Make a key with this number; it is the one to use from now on.
+    pub start: Option<MacKeyId>,
+    /// Forget these.
+    pub remove: Vec<MacKeyId>,
+}
+
+impl MacPlan {
+    /// Whether nothing is due.
+    pub fn is_empty(&self) -> bool {
+        self.start.is_none() && self.remove.is_empty()
+    }
+}
+
+/// What is due now. Empty when nothing is; asking again after carrying it out gives nothing.
+pub fn mac_plan_at(records: &[MacKeyRecord], now: Timestamp) -> MacPlan {
+    let mut by_age: Vec<&MacKeyRecord> = records.iter().collect();
+    by_age.sort_by_key(|record| record.id);
+    // A key was in use until the one after it was made.
+    let remove = by_age
+        .windows(2)
+        .filter(|pair| now >= pair[1].created_at.after(MAC_KEEP))
+        .map(|pair| pair[0].id)
+        .collect();
+    let start = match by_age.last() {
+        None => Some(MacKeyId(1)),
+        Some(newest) if now >= newest.created_at.after(MAC_ROTATE_EVERY) => {
+            newest.id.0.checked_add(1).map(MacKeyId)
+        }
+        Some(_) => None,
+    };
+    MacPlan { start, remove }
+}
+
 /// When signing keys change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RingPolicy {

@@ -64,8 +64,8 @@ pub(super) struct Ring {
 pub(super) enum After {
     /// This frame; some of its entries may be at or before the position.
     Frame(Arc<Frame>),
-    /// Nothing yet.
-    Nothing,
+    /// Nothing yet: everything up to here is before the position or not to be shown.
+    Nothing(Revision),
     /// It is behind the ring. The ring holds everything after the revision given.
     Behind(Revision),
 }
@@ -138,7 +138,9 @@ impl Ring {
             return After::Behind(self.floor);
         }
         let next = self.frames.partition_point(|frame| frame.through <= position);
-        self.frames.get(next).map_or(After::Nothing, |frame| After::Frame(Arc::clone(frame)))
+        self.frames
+            .get(next)
+            .map_or(After::Nothing(self.head), |frame| After::Frame(Arc::clone(frame)))
     }
 
     pub(super) fn set_check(&mut self, check: Check) {

@@ -110,6 +110,16 @@ impl Drop for Place {
     }
 }
 
+/// What a look at the state of things came to.
+enum Step {
+    /// This is next.
+    Show(Item),
+    /// There is more to do at once, after others had their turn.
+    Again,
+    /// Nothing, until something happens.
+    Wait,
+}
+
 /// Where a stream is in its life.
 enum Phase {
     Start,
@@ -185,36 +195,26 @@ impl Subscription {
             // Before looking, so that what changes while looking wakes the wait below.
             self.tick.borrow_and_update();
             self.place.watcher.beat();
-            if let Some(item) = self.step()? {
-                if matches!(&item, Item::Snapshot(chunk) if chunk.is_empty()) {
+            let step = self.step()?;
+            self.place.watcher.position.store(self.position.0, Ordering::Release);
+            match step {
+                Step::Show(item) => {
+                    self.place.watcher.frames.fetch_add(1, Ordering::Relaxed);
+                    self.heartbeat_at = Instant::now() + self.subscribe.heartbeat;
+                    return Ok(Some(item));
+                }
+                Step::Again => {
                     tokio::task::yield_now().await;
                     continue;
                 }
-                self.place.watcher.frames.fetch_add(1, Ordering::Relaxed);
-                self.place.watcher.position.store(self.position.0, Ordering::Release);
-                self.heartbeat_at = Instant::now() + self.subscribe.heartbeat;
-                return Ok(Some(item));
+                Step::Wait => {}
             }
-            self.place.watcher.position.store(self.position.0, Ordering::Release);
-            match &self.phase {
-                Phase::Over(None) => return Ok(None),
-                Phase::Over(Some(error)) => {
-                    let error = error.clone();
-                    self.phase = Phase::Over(None);
-                    return Err(error);
-                }
-                Phase::Start
-                | Phase::Reset
-                | Phase::KeySet
-                | Phase::Snapshot(_)
-                | Phase::CatchUp
-                | Phase::Leaving(_) => {}
-                Phase::Live => {
-                    let until = self.heartbeat_at.min(self.ends_at).min(self.credential_end());
-                    // A closed channel cannot be: this stream holds its other end.
-                    drop(tokio::time::timeout_at(until, self.tick.changed()).await);
-                }
+            if let Phase::Over(error) = &mut self.phase {
+                return error.take().map_or(Ok(None), Err);
             }
+            let until = self.heartbeat_at.min(self.ends_at).min(self.credential_end());
+            // The channel cannot close: this stream holds its other end.
+            drop(tokio::time::timeout_at(until, self.tick.changed()).await);
         }
     }
 
@@ -223,26 +223,25 @@ impl Subscription {
         self.place.shared.cursor(self.position)
     }
 
-    fn step(&mut self) -> Result<Option<Item>, WatchError> {
+    fn step(&mut self) -> Result<Step, WatchError> {
         if !matches!(self.phase, Phase::Leaving(_) | Phase::Over(_))
             && let Some(leave) = self.must_leave()
         {
             let synced = matches!(self.phase, Phase::Live);
             self.phase = Phase::Leaving(leave);
             if synced {
-                let mark = self.mark();
-                return Ok(Some(Item::Heartbeat(mark)));
+                return Ok(Step::Show(Item::Heartbeat(self.mark())));
             }
         }
         match &mut self.phase {
             Phase::Start => {
                 let other_log = self.subscribe.resume_after.is_some() && !self.resumed;
                 self.phase = if other_log { Phase::Reset } else { Phase::KeySet };
-                Ok(Some(self.start()))
+                Ok(Step::Show(self.start()))
             }
             Phase::Reset => {
                 self.phase = Phase::KeySet;
-                Ok(Some(Item::Reset))
+                Ok(Step::Show(Item::Reset))
             }
             Phase::KeySet => {
                 self.phase = if self.resumed {
@@ -252,70 +251,85 @@ impl Subscription {
                 };
                 // A newer set than the position is no harm here: it is whole, and a key that is gone
                 // from it is not to be trusted any more.
-                Ok(self.new_key_set(Revision(u64::MAX)))
+                Ok(self.new_key_set(Revision(u64::MAX)).map_or(Step::Again, Step::Show))
             }
             Phase::Snapshot(walk) => {
                 let shared = &self.place.shared;
                 let limit = self.subscribe.max_frame_bytes;
-                let chunk = walk.next(shared, &self.subscribe.filter, limit)?;
-                if chunk.is_none() {
+                let Some(chunk) = walk.next(shared, &self.subscribe.filter, limit)? else {
                     self.position = self.began.head;
                     self.phase = Phase::CatchUp;
-                }
-                Ok(chunk.map(Item::Snapshot))
+                    return Ok(Step::Again);
+                };
+                Ok(if chunk.is_empty() { Step::Again } else { Step::Show(Item::Snapshot(chunk)) })
             }
             Phase::CatchUp => {
                 if self.position < self.began.head {
-                    return self.batch();
+                    return Ok(match self.batch()? {
+                        Step::Wait => Step::Again,
+                        step @ (Step::Show(_) | Step::Again) => step,
+                    });
                 }
                 self.phase = Phase::Live;
                 self.as_of = self.as_of.max(self.began.as_of);
-                let mark = self.mark();
-                Ok(Some(Item::Synced(mark)))
+                Ok(Step::Show(Item::Synced(self.mark())))
             }
             Phase::Live => self.live(),
             Phase::Leaving(leave) => {
                 let leave = *leave;
-                let error = match leave {
-                    Leave::Drain => Some(WatchError::Draining),
-                    Leave::Rebalance => None,
-                    Leave::Slow => Some(WatchError::Slow { through: self.position() }),
-                    Leave::CredentialExpiring => Some(WatchError::CredentialEnded),
-                };
-                self.phase = Phase::Over(error);
-                let most = match leave {
-                    Leave::Drain | Leave::Rebalance | Leave::Slow => Duration::from_secs(1),
-                    Leave::CredentialExpiring => Duration::ZERO,
-                };
-                let entropy = &*self.place.shared.entropy;
-                let reconnect_after = spread(entropy, Duration::ZERO, most);
-                Ok(Some(Item::GoAway { leave, reconnect_after }))
+                Ok(Step::Show(self.leave(leave)))
             }
-            Phase::Over(_) => Ok(None),
+            Phase::Over(_) => Ok(Step::Wait),
         }
     }
 
-    fn live(&mut self) -> Result<Option<Item>, WatchError> {
+    fn live(&mut self) -> Result<Step, WatchError> {
+        if let Some(item) = self.due() {
+            return Ok(Step::Show(item));
+        }
+        let step = self.batch()?;
+        if !matches!(step, Step::Wait) {
+            return Ok(step);
+        }
+        // What a filter hides moves the position without a frame.
+        if let Some(item) = self.due() {
+            return Ok(Step::Show(item));
+        }
+        let silent = Instant::now() >= self.heartbeat_at;
+        Ok(if silent { Step::Show(Item::Heartbeat(self.mark())) } else { Step::Wait })
+    }
+
+    /// What is owed at this position before anything later is shown: the key set, and the question
+    /// of who waits.
+    fn due(&mut self) -> Option<Item> {
         if let Some(frame) = self.new_key_set(self.position) {
-            return Ok(Some(frame));
+            return Some(frame);
         }
         let asked = self.place.watcher.asked.load(Ordering::Acquire);
-        if asked > self.acked && asked <= self.position.0 {
-            // What the filter hid moved the position without a frame: tell it before asking.
-            if self.told.0 < asked {
-                let mark = self.mark();
-                return Ok(Some(Item::Batch(Mark { check: None, ..mark }, Vec::new())));
+        if asked <= self.acked || asked > self.position.0 {
+            return None;
+        }
+        if self.told.0 < asked {
+            let mark = self.mark();
+            return Some(Item::Batch(Mark { check: None, ..mark }, Vec::new()));
+        }
+        self.acked = asked;
+        Some(Item::AckRequest(self.place.shared.cursor(Revision(asked))))
+    }
+
+    /// The last words.
+    fn leave(&mut self, leave: Leave) -> Item {
+        let (error, most) = match leave {
+            Leave::Drain => (Some(WatchError::Draining), Duration::from_secs(1)),
+            Leave::Rebalance => (None, Duration::from_secs(1)),
+            Leave::Slow => {
+                (Some(WatchError::Slow { through: self.position() }), Duration::from_secs(1))
             }
-            self.acked = asked;
-            return Ok(Some(Item::AckRequest(self.place.shared.cursor(Revision(asked)))));
-        }
-        if let Some(batch) = self.batch()? {
-            return Ok(Some(batch));
-        }
-        if asked > self.acked && asked <= self.position.0 {
-            return self.live();
-        }
-        Ok((Instant::now() >= self.heartbeat_at).then(|| Item::Heartbeat(self.mark())))
+            Leave::CredentialExpiring => (Some(WatchError::CredentialEnded), Duration::ZERO),
+        };
+        self.phase = Phase::Over(error);
+        let entropy = &*self.place.shared.entropy;
+        Item::GoAway { leave, reconnect_after: spread(entropy, Duration::ZERO, most) }
     }
 
     fn start(&self) -> Item {
@@ -361,23 +375,29 @@ impl Subscription {
         }
     }
 
-    /// The next batch after the position. None when there is nothing new to show; the position may
+    /// The next batch after the position. `Wait` when there is nothing new to show; the position may
     /// have moved nevertheless.
-    fn batch(&mut self) -> Result<Option<Item>, WatchError> {
-        loop {
+    fn batch(&mut self) -> Result<Step, WatchError> {
+        /// How much that is not shown is looked at before others have their turn.
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
             let after = self.place.shared.ring().after(self.position);
             let shown = match after {
-                After::Nothing => return Ok(None),
-                After::Frame(frame) => self.read_frame(&frame),
-                After::Behind(floor) => self.read_store(floor)?,
+                After::Nothing(head) => {
+                    self.position = self.position.max(head);
+                    return Ok(Step::Wait);
+                }
+                After::Frame(frame) => self.shown_of_frame(&frame),
+                After::Behind(floor) => self.shown_of_store(floor)?,
             };
-            if shown.is_some() {
-                return Ok(shown);
+            if let Some(item) = shown {
+                return Ok(Step::Show(item));
             }
         }
+        Ok(Step::Again)
     }
 
-    fn read_frame(&mut self, frame: &Frame) -> Option<Item> {
+    fn shown_of_frame(&mut self, frame: &Frame) -> Option<Item> {
         let shared = &self.place.shared;
         let max = self.subscribe.max_frame_bytes;
         let new = frame.entries.partition_point(|entry| entry.revision <= self.position);
@@ -399,7 +419,7 @@ impl Subscription {
 
     /// Reads what the ring no longer holds. The store answers with what is left of it: what has
     /// expired since is skipped.
-    fn read_store(&mut self, floor: Revision) -> Result<Option<Item>, WatchError> {
+    fn shown_of_store(&mut self, floor: Revision) -> Result<Option<Item>, WatchError> {
         const PAGE: usize = 256;
         let shared = &self.place.shared;
         shared.reread.fetch_add(1, Ordering::Relaxed);

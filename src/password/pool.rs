@@ -198,6 +198,15 @@ impl Hasher {
         self.submit(source, |reply| Task::Hash { password, reply }).await
     }
 
+    /// Whether a hash for `source` would be taken in now. Ask before the work that comes before a
+    /// hash, so that a storm is turned away at the door; the answer may change until then.
+    ///
+    /// # Errors
+    /// When too many are waiting.
+    pub fn admit(&self, source: u64) -> Result<(), HashError> {
+        self.shared.admit(&mut self.shared.lock(), source)
+    }
+
     /// Whether a stored hash should be replaced, now that its password is at hand.
     pub fn needs_rehash(&self, hash: &PasswordHash) -> bool {
         hash.needs_rehash(&self.shared.params)
@@ -325,23 +334,28 @@ impl Shared {
 
     fn enqueue(&self, job: Job) -> Result<(), HashError> {
         let mut state = self.lock();
+        self.admit(&mut state, job.source)?;
+        state.push(job);
+        drop(state);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn admit(&self, state: &mut State, source: u64) -> Result<(), HashError> {
         if state.stopping {
             return Err(HashError::Stopped);
         }
-        if self.refusal(&state, job.source).is_some() {
+        if self.refusal(state, source).is_some() {
             state.drop_abandoned();
         }
-        if let Some(refusal) = self.refusal(&state, job.source) {
+        if let Some(refusal) = self.refusal(state, source) {
             match refusal {
                 Refusal::Full => state.stats.shed_full += 1,
                 Refusal::Source => state.stats.shed_source += 1,
             }
-            let retry_after = self.wait_at(&state, self.place(&state)).max(MIN_RETRY_AFTER);
+            let retry_after = self.wait_at(state, self.place(state)).max(MIN_RETRY_AFTER);
             return Err(HashError::Busy { retry_after });
         }
-        state.push(job);
-        drop(state);
-        self.wake.notify_one();
         Ok(())
     }
 

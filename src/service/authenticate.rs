@@ -248,6 +248,11 @@ impl Service {
         now: Timestamp,
     ) -> Result<(User, crate::domain::ids::Epochs, [u8; 8]), AuthenticateError> {
         let username = precis::username(username).map_err(AuthenticateError::Username)?;
+        // A storm is turned away here, before anything is written for it.
+        if let Err(error) = self.hasher.admit(u64::from_be_bytes(source.key)) {
+            self.throttled(client, source, "hash_queue", origin, now);
+            return Err(hash_error(error));
+        }
         let account = account_key(username.as_str());
         let policy = self.settings.throttle;
         // Counted before the password is looked at, so that parallel guesses count too; and for

@@ -12,7 +12,9 @@ use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::event::{Cause, Entry, Initiator, Reason};
 use crate::domain::ids::KeyId;
-use crate::domain::key::{Algorithm, KeyRecord, KeyState, MacKeyId, RingPolicy};
+use crate::domain::key::{
+    Algorithm, KeyRecord, KeyState, MacKeyId, MacKeyRecord, MacKeyState, RingPolicy, mac_plan_at,
+};
 use crate::keys::{self, Ring, RingError};
 use crate::store::{RingChange, RingChanged, Store, StoreError, StoredRing};
 
@@ -121,6 +123,37 @@ impl KeyKeeper {
         .await
     }
 
+    /// Carries out what is due for the MAC keys.
+    ///
+    /// # Errors
+    /// See [`KeeperError`].
+    pub async fn roll_mac_keys(&self, now: Timestamp) -> Result<Option<Entry>, KeeperError> {
+        for _ in 0..TRIES {
+            let stored = self.store.ring()?;
+            let plan = mac_plan_at(&stored.mac_keys, now);
+            if plan.is_empty() {
+                return Ok(None);
+            }
+            let mut put_mac = Vec::new();
+            if let Some(id) = plan.start {
+                let was_active = |record: &&MacKeyRecord| record.state == MacKeyState::Active;
+                put_mac.extend(
+                    stored.mac_keys.iter().filter(was_active).map(|record| MacKeyRecord {
+                        state: MacKeyState::Previous,
+                        ..record.clone()
+                    }),
+                );
+                put_mac.push(keys::generate_mac(id, now, &self.sealer, &*self.entropy)?);
+            }
+            let change = RingChange { put_mac, remove_mac: plan.remove, ..RingChange::default() };
+            match self.store.change_ring(stored.version, change, now).await? {
+                RingChanged::Done(entry) => return Ok(Some(entry)),
+                RingChanged::Conflict => {}
+            }
+        }
+        Err(KeeperError::Contended)
+    }
+
     /// Announces the next key, unless one of the algorithm is announced.
     ///
     /// # Errors
@@ -204,9 +237,10 @@ impl Service {
     /// See [`KeeperError`].
     pub async fn roll_keys(&self) -> Result<(), KeeperError> {
         let now = self.now();
-        let entry = self.keeper.roll(now).await?;
+        self.keeper.roll(now).await?;
+        self.keeper.roll_mac_keys(now).await?;
         let stored = self.store.ring()?;
-        if entry.is_some() || stored.version != self.ring_version() {
+        if stored.version != self.ring_version() {
             self.adopt(&stored)?;
         }
         Ok(())

@@ -29,6 +29,7 @@ use crate::domain::session::{
 };
 use crate::domain::throttle::{Attempts, ThrottleDecision, ThrottlePolicy, decide_attempt};
 use crate::domain::user::User;
+use crate::domain::view::{SESSION_BUCKET_SECS, TOKEN_BUCKET_SECS, bucket_end};
 
 /// How coarsely the latest moment is kept, in milliseconds: it is written at most this often, and
 /// the clock starts this much later than what was written.
@@ -144,7 +145,8 @@ fn end_session(
         },
         cause,
         at: now,
-        expires_at: session.forgettable_at(),
+        // The end of its bucket, so that both ends of a stream drop it at the same moment.
+        expires_at: Timestamp::from_secs(bucket_end(session.forgettable_at(), SESSION_BUCKET_SECS)),
     };
     put_session(txn, &Session { revoked: Some(SessionRevoked { at: now, cause }), ..session });
     append(txn, &Event::Revocation(revocation.clone()))?;
@@ -344,6 +346,7 @@ impl<E: Engine> Store for Ledger<E> {
                     return Ok(Some(Err(Revoked::Already)));
                 }
                 txn.put(at, Vec::new());
+                let expires_at = Timestamp::from_secs(bucket_end(expires_at, TOKEN_BUCKET_SECS));
                 let revocation = Revocation { target: token.clone(), cause, at: now, expires_at };
                 append(txn, &Event::Revocation(revocation.clone()))?;
                 Ok(Some(Ok(revocation)))

@@ -140,6 +140,15 @@ impl Server {
         options: Options,
         clock: Arc<ManualClock>,
     ) -> Result<Self, avouch::app::BuildError> {
+        Self::with_channel(options, clock, connect).await
+    }
+
+    /// With these options, this clock and this way to connect, if it starts.
+    pub(crate) async fn with_channel<C: Future<Output = Channel>>(
+        options: Options,
+        clock: Arc<ManualClock>,
+        connect: impl FnOnce(std::net::SocketAddr) -> C,
+    ) -> Result<Self, avouch::app::BuildError> {
         let journal = Arc::new(Recorded::default());
         let deps = Deps {
             clock: Some(Arc::clone(&clock) as Arc<dyn Clock>),

@@ -3,7 +3,12 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod alone;
 mod cli;
+mod feed;
 mod harness;
 mod listen;
+mod mtls;
 mod story;
+mod support;
+mod watch;

@@ -281,3 +281,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn mac_keys_rotate_and_are_kept_for_as_long_as_a_session_may_live() {
+    let record = |id, state, at| MacKeyRecord {
+        id: MacKeyId(id),
+        state,
+        created_at: at,
+        sealed: Vec::new(),
+    };
+    let start = Timestamp::from_secs(1_000_000);
+    let first = mac_plan_at(&[], start);
+    assert_eq!(first, MacPlan { start: Some(MacKeyId(1)), remove: Vec::new() });
+    let due = start.after(MAC_ROTATE_EVERY);
+    let one = [record(1, MacKeyState::Active, start)];
+    assert!(mac_plan_at(&one, due.before(Duration::from_millis(1))).is_empty());
+    assert_eq!(mac_plan_at(&one, due).start, Some(MacKeyId(2)));
+    let two = [record(2, MacKeyState::Active, due), record(1, MacKeyState::Previous, start)];
+    let gone = due.after(MAC_KEEP);
+    assert!(
+        !mac_plan_at(&two, gone.before(Duration::from_millis(1))).remove.contains(&MacKeyId(1))
+    );
+    assert_eq!(mac_plan_at(&two, gone).remove, [MacKeyId(1)]);
+}
