@@ -282,8 +282,8 @@ def story(server):
     did("the admin client sees the user and the session")
 
     refused(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "PERMISSION_DENIED",
+        unauthenticated,
+        None,
         lambda: next(iter(watch_grpc.RevocationServiceStub(channel).WatchRevocations(
             watch_pb.WatchRevocationsRequest(), timeout=PATIENCE
         ))),
