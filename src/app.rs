@@ -248,6 +248,16 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     let readiness = Readiness::default();
     let serving = readiness.register("listeners");
     let entropy = deps.entropy;
+    // Bound first: a port that is taken is told before the store is opened, and whoever connects
+    // meanwhile waits in the backlog.
+    let grpc = bind(options.grpc, &entropy)?;
+    let public = options.public.map(|listen| bind_http(listen, &entropy)).transpose()?;
+    let ops = options.ops.map(|listen| bind_http(listen, &entropy)).transpose()?;
+    let mut settings = options.service;
+    if settings.issuer.is_empty() {
+        let address = public.as_ref().map_or_else(|| grpc.local_addr(), Listener::local_addr);
+        settings.issuer = format!("http://{address}").into();
+    }
     let sealer = Arc::new(Sealer::from_file_contents(options.encryption_key.expose().as_bytes())?);
     let (store, store_failed) = open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
     let clock =
@@ -281,13 +291,12 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         hasher: Arc::new(hasher),
         passwords: options.passwords,
         journal: Arc::new(journal::Metered::new(deps.journal, Arc::clone(&metrics))),
-        settings: options.service.clone(),
+        settings: settings.clone(),
         keeper,
         key_publisher,
         ring_version: stored.version,
     }));
 
-    let grpc = bind(options.grpc, &entropy)?;
     let limits = (options.max_request_bytes, options.max_response_bytes);
     let (health, health_server) = Health::new().await;
     let callers = Arc::new(Callers::new(Arc::clone(&service), options.certificate_grants));
@@ -301,10 +310,9 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     }
     let grpc_routes = routes.prepare().into_axum_router();
 
-    let public = options.public.map(|listen| bind_http(listen, &entropy)).transpose()?;
     let public = public.map(|listener| {
         let metadata = Metadata {
-            issuer: options.service.issuer.to_string(),
+            issuer: settings.issuer.to_string(),
             algorithms: vec![options.ring.algorithm.as_str()],
         };
         let source = move || {
@@ -314,7 +322,6 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         };
         (listener, public::router(source, &metadata))
     });
-    let ops = options.ops.map(|listen| bind_http(listen, &entropy)).transpose()?;
     let told = Arc::new(Mutex::new(journal::Told::default()));
     let ops = ops.map(|listener| {
         let (service, metrics) = (Arc::clone(&service), Arc::clone(&metrics));

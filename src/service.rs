@@ -37,7 +37,8 @@ use key_admin::{KeyKeeper, KeyPublisher};
 /// What an operator decides about the service as a whole.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The `iss` of the tokens: an https URL, exactly as verifiers know it.
+    /// The `iss` of the tokens: an https URL, exactly as verifiers know it. Empty: made of the address
+    /// of the public listener.
     pub issuer: Box<str>,
     /// The audience that stands for avouch itself: a token that is good for it may call avouch.
     pub own_audience: Box<str>,

@@ -1,14 +1,13 @@
 //! The first credentials: made once, written to files that only the owner reads, before the store
 //! knows of them, so that a crash in between leaves nothing that nobody can open.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::BuildError;
+use crate::cli::files::{
+    ADMIN_CLIENT, ClientCredentials, DEV_PASSWORD, DEV_USER, LOGIN_CLIENT, write_private,
+};
 use crate::crypto::OsEntropy;
 use crate::domain::caller::{Caller, Grant, Right};
 use crate::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
@@ -19,40 +18,11 @@ use crate::service::Service;
 use crate::service::admin::NewUser;
 use crate::service::journal::Origin;
 
-/// The file with the admin client's credentials.
-pub const ADMIN_CLIENT: &str = "admin-client.json";
-/// The file with the credentials of the client to log in with, made by `--dev` alone.
-pub const LOGIN_CLIENT: &str = "login-client.json";
-/// The user that `--dev` makes.
-pub const DEV_USER: &str = "ada";
-/// The file with that user's password.
-pub const DEV_PASSWORD: &str = "ada.password";
 /// The file with the key-encryption key, made by `--dev` alone.
 pub const ENCRYPTION_KEY: &str = "encryption.key";
 
 fn failed(what: impl std::fmt::Display, error: impl std::fmt::Debug) -> BuildError {
     BuildError::Bootstrap(format!("{what}: {error:?}"))
-}
-
-/// Writes a file that only the owner reads, whole or not at all.
-///
-/// # Errors
-/// When the operating system refuses.
-pub fn write_secret(path: &Path, contents: &str) -> std::io::Result<()> {
-    let unfinished = path.with_extension("unfinished");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(contents.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&unfinished, path)?;
-    match path.parent() {
-        Some(directory) => std::fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 /// The key-encryption key of a `--dev` data directory, made if there is none.
@@ -67,7 +37,8 @@ pub fn dev_encryption_key(data: &Path) -> Result<PathBuf, BuildError> {
         let entropy: &dyn Entropy = &OsEntropy;
         let key: [u8; 32] = entropy.bytes();
         let text = base64::engine::general_purpose::STANDARD.encode(key);
-        write_secret(&path, &format!("{text}\n")).map_err(|error| failed(path.display(), error))?;
+        write_private(&path, &format!("{text}\n"))
+            .map_err(|error| failed(path.display(), error))?;
     }
     Ok(path)
 }
@@ -144,14 +115,16 @@ async fn make_client(
     let id = client.id.clone();
     let origin = Origin::default();
     // Left over from a start that did not come to its end: its secret may be lost.
-    service
-        .delete_client(&Caller::system(), id.clone(), &origin)
-        .await
-        .map_err(|error| failed("client", error))?;
+    if service.store().find_client(&id)?.is_some() {
+        service
+            .delete_client(&Caller::system(), id.clone(), &origin)
+            .await
+            .map_err(|error| failed("client", error))?;
+    }
     let secret = service.new_client_secret();
-    let credentials = json!({ "client_id": id.as_str(), "client_secret": secret.expose() });
-    write_secret(path, &format!("{credentials:#}\n"))
-        .map_err(|error| failed(path.display(), error))?;
+    let credentials =
+        ClientCredentials { client_id: id.to_string(), client_secret: Some(secret.clone()) };
+    credentials.write(path).map_err(|error| failed(path.display(), error))?;
     service
         .create_client_with(&Caller::system(), client, Some(&secret), &origin)
         .await
@@ -169,7 +142,7 @@ async fn make_user(service: &Arc<Service>, path: &Path) -> Result<(), BuildError
             .map_err(|error| failed("user", error))?;
     }
     let password = service.new_random_text();
-    write_secret(path, &format!("{}\n", password.expose()))
+    write_private(path, &format!("{}\n", password.expose()))
         .map_err(|error| failed(path.display(), error))?;
     let user = NewUser {
         username: DEV_USER.to_owned(),

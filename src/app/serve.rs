@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::bootstrap::{self, Made};
 use super::journal::Audited;
 use super::{BuildError, Deps, Ended, ListenOptions, Options, StoreOptions, build};
 use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError};
+use crate::cli::files::{ADDRESSES, Addresses};
 use crate::config::sections::ClientAuth;
 use crate::config::{Config, SecretFileError, read_secret_file};
 use crate::domain::clock::Timestamp;
@@ -26,9 +26,6 @@ use crate::password::{HashParams, PasswordPolicy, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
 use crate::store::sled::SledSettings;
-
-/// The file that says where the server listens, in the data directory.
-pub const ADDRESSES: &str = "addresses.json";
 
 /// Why the server did not start, or ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -136,10 +133,8 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         let text = std::fs::read_to_string(path).map_err(setting("password.blocklist_file"))?;
         passwords = passwords.blocking(text.lines());
     }
-    let issuer = match &config.issuer.url {
-        Some(url) => url.clone(),
-        None => format!("http://{}", config.server.public_listen),
-    };
+    // Only --dev goes without: then it is the public listener, once its port is known.
+    let issuer = config.issuer.url.clone().unwrap_or_default();
     Ok(Options {
         store: StoreOptions::Sled {
             path: config.data_dir(),
@@ -241,15 +236,11 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
         data: data.clone(),
         made,
     };
-    let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
-    let addresses = json!({
-        "grpc": facts.grpc.to_string(),
-        "public": text(facts.public),
-        "ops": text(facts.ops),
-        "pid": std::process::id(),
-    });
-    bootstrap::write_secret(&data.join(ADDRESSES), &format!("{addresses:#}\n"))
-        .map_err(io(format!("cannot write {}", data.join(ADDRESSES).display())))?;
+    if let (Some(public), Some(ops)) = (facts.public, facts.ops) {
+        Addresses { grpc: facts.grpc, public, ops }
+            .write(&data)
+            .map_err(io(format!("cannot write {}", data.join(ADDRESSES).display())))?;
+    }
     let shutdown = bound.shutdown.clone();
     let mut terminate =
         signal(SignalKind::terminate()).map_err(io("cannot wait for SIGTERM".to_owned()))?;

@@ -16,7 +16,6 @@ use crate::domain::secret::SecretText;
 use crate::pb::v1::admin_service_client::AdminServiceClient;
 use crate::pb::v1::authenticate_request::Grant;
 use crate::pb::v1::identity_service_client::IdentityServiceClient;
-use crate::pb::v1::revocation_service_client::RevocationServiceClient;
 use crate::pb::v1::session_service_client::SessionServiceClient;
 use crate::pb::v1::{AuthenticateRequest, ClientAuthentication, ClientCredentialsGrant};
 
@@ -107,6 +106,11 @@ impl Connection {
         Ok(())
     }
 
+    /// What shows who calls, if it is not a certificate.
+    pub(super) fn bearer(&self) -> Option<MetadataValue<Ascii>> {
+        self.bearer.clone()
+    }
+
     /// The client to name in requests that have a field for it.
     pub(super) fn client(&self) -> Option<ClientAuthentication> {
         self.client.clone()
@@ -114,14 +118,8 @@ impl Connection {
 
     /// A request with a deadline, from whoever calls.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = self.stream_request(message);
-        request.set_timeout(CALL_TIMEOUT);
-        request
-    }
-
-    /// A request without a deadline, from whoever calls.
-    pub(super) fn stream_request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
+        request.set_timeout(CALL_TIMEOUT);
         if let Some(bearer) = &self.bearer {
             request.metadata_mut().insert("authorization", bearer.clone());
         }
@@ -138,10 +136,6 @@ impl Connection {
 
     pub(super) fn sessions(&self) -> SessionServiceClient<Channel> {
         SessionServiceClient::new(self.channel.clone())
-    }
-
-    pub(super) fn revocations(&self) -> RevocationServiceClient<Channel> {
-        RevocationServiceClient::new(self.channel.clone())
     }
 }
 
@@ -191,7 +185,7 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Failure> {
     Ok(value)
 }
 
-fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
+pub(super) fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::from_shared(global.server.clone())
         .map_err(|_| Failure::Usage("--server must be a URL such as http://127.0.0.1:7700".into()))?
         .connect_timeout(Duration::from_secs(5))

@@ -1,7 +1,7 @@
 //! The files that avouch writes for people and reads again: credentials, tokens, addresses. Mode
 //! 0600 each, and replaced whole or not at all.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -115,8 +115,8 @@ pub(super) fn write_json(path: &Path, value: &Value) -> io::Result<()> {
     write_private(path, &format!("{value:#}\n"))
 }
 
-/// Puts a whole new file with mode 0600 in the place of the old one. A reader sees the old or the
-/// new, and after a crash one of them is there.
+/// Puts a whole new file with mode 0600 in the place of the old one, for good. A reader sees the old
+/// or the new, and after a crash one of them is there.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -130,7 +130,11 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let written = file
         .write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&temporary, path));
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .and_then(|()| match path.parent() {
+            Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
+            Some(_) | None => Ok(()),
+        });
     if written.is_err() {
         // The error to report is the first one.
         let _ = std::fs::remove_file(&temporary);

@@ -49,13 +49,12 @@ struct Screen<'a> {
 impl Screen<'_> {
     fn show(&mut self, update: Update) -> Result<(), Failure> {
         match update {
-            Update::Known(count) => self.held += count,
             Update::Reset => {
                 self.held = 0;
                 self.event(&json!({ "type": "reset" }), "the set starts anew")?;
             }
-            Update::Synced(revision) => {
-                let held = self.held;
+            Update::Synced(revision, held) => {
+                self.held = held;
                 self.event(
                     &json!({ "type": "synced", "revision": revision, "held": held }),
                     &format!("synced at revision {revision}, {held} revocations held"),

@@ -167,7 +167,7 @@ impl Service {
             methods: Names::default(),
             epochs,
         };
-        let tokens = self.sign(claims, None, now).map_err(AuthenticateError::Internal)?;
+        let tokens = self.sign(claims, None).map_err(AuthenticateError::Internal)?;
         let happening =
             Happening::LoginSucceeded { subject, client: client.id, session: None, evicted: None };
         self.journal.record(now, origin, happening);
@@ -395,20 +395,16 @@ impl Service {
             expires_at: session.ends_at(),
             session_expires_at: session.expires_at,
         };
-        self.sign(claims, Some(refresh), now)
+        self.sign(claims, Some(refresh))
     }
 
-    fn sign(
-        &self,
-        claims: Claims,
-        refresh: Option<RefreshGrant>,
-        now: Timestamp,
-    ) -> Result<Tokens, &'static str> {
+    fn sign(&self, claims: Claims, refresh: Option<RefreshGrant>) -> Result<Tokens, &'static str> {
         let access = self.keys.current().signing().encode(&claims).map_err(|error| {
             tracing::error!(%error, "an access token cannot be signed");
             "an access token cannot be signed"
         })?;
-        let expires_in = claims.expires_at.since(now);
+        // From `iat`, so that it is the lifetime that the client is registered with.
+        let expires_in = claims.expires_at.since(claims.issued_at);
         Ok(Tokens { access, claims, refresh, expires_in })
     }
 }
