@@ -1,4 +1,23 @@
 //! avouch proves who people and workloads are, and takes tokens back in milliseconds.
+//!
+//! The program `avouch` is the way to use it; `README.md` says how. This crate holds its layers, each
+//! knowing only those below it:
+//!
+//! ```text
+//! cli                            the command line: asks over gRPC, as everybody does
+//! app                            puts the layers together, and starts them
+//! grpc        http    listen     the wire: who calls, decode, encode; the accept loop
+//! service                        what avouch does, one operation a file
+//! feed                           from durable to subscribed
+//! store       keys    password   state and its events in one commit; the ring; the hasher
+//! jwt         crypto  precis     tokens, HMAC and sealing, spelling
+//! domain                         ids, sessions, epochs, time: pure functions
+//!
+//! beside them: config, audit, metrics, lifecycle, telemetry; pb is generated from proto/
+//! ```
+//!
+//! The feature `server` is on by default. Without it there are the domain types, tokens, the wire
+//! types and the client.
 
 #[cfg(feature = "server")]
 pub mod app;

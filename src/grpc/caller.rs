@@ -176,6 +176,10 @@ impl Authorize for Callers {
         metadata: &MetadataMap,
     ) -> Result<WatchCaller, Status> {
         let known = self.known(metadata, extensions)?;
+        // Nobody in particular: to show something may help, so it is not for want of a right.
+        if known.caller.identity == Identity::Anonymous {
+            return Err(status::caller_unknown());
+        }
         let revoked = known.token.map(|token| {
             let service = Arc::clone(&self.service);
             let revoked =

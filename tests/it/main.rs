@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod alone;
+mod beside;
 mod cli;
 mod crash;
 mod feed;
