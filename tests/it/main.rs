@@ -5,4 +5,6 @@
 
 mod harness;
 mod listen;
+mod refresh;
 mod story;
+mod tokens;
