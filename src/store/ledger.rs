@@ -208,6 +208,13 @@ fn page(kind: u8, after: Option<&str>) -> KeyRange {
     range
 }
 
+/// Whom a store tells that is closed.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn durable(&self, _events: &[LoggedEvent], _head: Revision) {}
+}
+
 struct Decoding(Arc<dyn EntryObserver>);
 
 impl Observer for Decoding {
@@ -792,6 +799,9 @@ impl<E: Engine> Store for Ledger<E> {
 
     async fn close(&self) {
         self.engine.close().await;
+        // The observer mostly holds the store: without this, neither would ever be dropped, and the
+        // directory would stay locked for as long as the process lives.
+        self.engine.observe(Arc::new(Nobody));
     }
 }
 
