@@ -120,11 +120,14 @@ async fn any_ancestor_is_known_after_fifty_rotations_and_a_restart() {
         line.push(server.refresh(&app, last).await.expect("current"));
     }
     let server = server.restart(options(sled(directory.path()))).await;
-    let before = server.log().len();
-    assert_eq!(before, 4);
     let status = server.refresh(&app, &line[0].refresh_token).await.expect_err("an ancestor");
     assert_refused(&status, "an ancestor after a restart");
-    assert_eq!(server.log().len(), before + 1);
+    // The log forgets by and by what no token can concern any more, so only its end is looked at.
+    let last = server.log().pop().expect("an event");
+    assert!(
+        matches!(&last.target, Target::Session { id, .. } if id.to_string() == line[0].session_id),
+        "{last:?}"
+    );
     server.refresh(&app, &line[50].refresh_token).await.expect_err("its line is dead");
 }
 
