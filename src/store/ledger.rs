@@ -422,13 +422,20 @@ impl<E: Engine> Store for Ledger<E> {
     ) -> Decided<Changed<User>> {
         let (changed, commit) = self
             .decide(now, move |txn| {
-                let Some(known) = get_user(txn, &subject)? else { return Ok(Err(false)) };
+                let Some(known) = get_user(txn, &subject)? else {
+                    return Ok(Err(Changed::Unknown));
+                };
+                if let Some(epoch) = change.if_epoch
+                    && read_epoch(txn.get(&key::subject_epoch(&subject))?)? != epoch
+                {
+                    return Ok(Err(Changed::Stale));
+                }
                 let mut user = known.clone();
                 if let Some(name) = &change.username
                     && *name != known.username
                 {
                     if txn.get(&key::username(name))?.is_some() {
-                        return Ok(Err(true));
+                        return Ok(Err(Changed::NameTaken));
                     }
                     txn.delete(key::username(&known.username));
                     txn.put(key::username(name), subject.as_str().as_bytes().to_vec());
@@ -461,8 +468,7 @@ impl<E: Engine> Store for Ledger<E> {
             })
             .await?;
         Ok(match changed {
-            Err(true) => Changed::NameTaken,
-            Err(false) => Changed::Unknown,
+            Err(refused) => refused,
             Ok((user, revocation)) => Changed::Done(
                 user,
                 revocation.map(|revocation| entry(revocation, commit)).transpose()?,
