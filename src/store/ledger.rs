@@ -39,6 +39,10 @@ pub struct Ledger<E> {
     engine: E,
 }
 
+/// How many sessions of a subject a login looks at, at most a page more. Whoever logs in and out this
+/// often within the life of a session may keep more than its limit; nobody makes the log wait.
+const MAX_SESSIONS_LOOKED_AT: usize = 2_000;
+
 type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
@@ -820,29 +824,37 @@ fn oldest_beyond(
     now: Timestamp,
 ) -> Decided<Option<Session>> {
     let max = usize::try_from(max).unwrap_or(usize::MAX);
-    let range = KeyRange::prefix(&key::sessions_of(&new.subject));
-    // Sessions that are over stand in the index until they are swept, so this looks a little
-    // further than the limit, but never at all of them.
-    let newest = txn.scan_committed(&range, Order::Descending, max.saturating_mul(2))?;
-    if newest.len() < max {
-        return Ok(None);
-    }
+    let mut range = KeyRange::prefix(&key::sessions_of(&new.subject));
+    let page = max.saturating_mul(2);
     let mut live = Vec::new();
-    for (at, _) in newest {
-        let id = SessionId::from_bytes(array_in_key(&at)?);
-        // The subject's epoch is the same for each; the client's may not be.
-        if let Some(session) = get_session(txn, id)? {
-            let current = if session.client == new.client {
-                *current
-            } else {
-                current_epochs(|key| txn.get(key), &session.client, &session.subject)?
-            };
-            if session.state_at(&current, now) == SessionState::Active {
-                live.push(session);
+    let mut looked_at = 0_usize;
+    // Sessions that are over stand in the index until they are swept, and may fill whole pages of it.
+    loop {
+        let found = txn.scan_committed(&range, Order::Descending, page)?;
+        if looked_at == 0 && found.len() < max {
+            return Ok(None);
+        }
+        for (at, _) in &found {
+            let id = SessionId::from_bytes(array_in_key(at)?);
+            // The subject's epoch is the same for each; the client's may not be.
+            if let Some(session) = get_session(txn, id)? {
+                let current = if session.client == new.client {
+                    *current
+                } else {
+                    current_epochs(|key| txn.get(key), &session.client, &session.subject)?
+                };
+                if session.state_at(&current, now) == SessionState::Active {
+                    live.push(session);
+                }
             }
         }
+        looked_at = looked_at.saturating_add(found.len());
+        let exhausted = found.len() < page || looked_at >= MAX_SESSIONS_LOOKED_AT;
+        if live.len() >= max || exhausted {
+            return Ok(if live.len() >= max { live.pop() } else { None });
+        }
+        range.end = found.into_iter().next_back().map(|(at, _)| at);
     }
-    Ok(if live.len() >= max { live.pop() } else { None })
 }
 
 fn sweep_sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
