@@ -390,6 +390,70 @@ async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
     }
 }
 
+async fn live_sessions(
+    server: &Server,
+    client: &pb::ClientAuthentication,
+    sessions: &[pb::TokenSet],
+) -> usize {
+    let mut live = 0;
+    for tokens in sessions {
+        live += usize::from(server.introspect(client, &tokens.refresh_token).await.active);
+    }
+    live
+}
+
+#[tokio::test]
+async fn ended_sessions_do_not_hide_live_ones_from_the_limit() {
+    let mut options = options(StoreOptions::Memory);
+    options.service.max_sessions_per_subject = 3;
+    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        server.clock.advance(Duration::from_secs(1));
+        sessions.push(server.login(&app, "ada").await);
+    }
+    for _ in 0..10 {
+        server.clock.advance(Duration::from_secs(1));
+        let tokens = server.login(&app, "ada").await;
+        let target = pb::revoke_request::Target::SessionId(tokens.session_id);
+        server.revoke(&app, target).await.expect("its own");
+    }
+    for _ in 0..3 {
+        server.clock.advance(Duration::from_secs(1));
+        sessions.push(server.login(&app, "ada").await);
+    }
+    assert_eq!(live_sessions(&server, &operator, &sessions).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn logins_at_once_stay_within_the_limit() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut options = options(sled(directory.path()));
+    options.service.max_sessions_per_subject = 3;
+    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    let logins: Vec<_> = (0..32)
+        .map(|_| {
+            let (mut identity, request) =
+                (server.identity(), password_login(&app, "ada", PASSWORD));
+            tokio::spawn(async move { identity.authenticate(request).await })
+        })
+        .collect();
+    let mut sessions = Vec::new();
+    for login in logins {
+        if let Ok(answer) = login.await.expect("no panic") {
+            sessions.push(answer.into_inner().tokens.expect("tokens"));
+        }
+    }
+    assert!(sessions.len() > 3, "{} logins succeeded", sessions.len());
+    assert_eq!(live_sessions(&server, &operator, &sessions).await, 3);
+}
+
 #[tokio::test]
 async fn a_login_hashes_anew_when_the_parameters_have_risen() {
     let directory = tempfile::tempdir().expect("a directory");

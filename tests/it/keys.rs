@@ -176,4 +176,7 @@ async fn the_published_keys_have_a_version_that_changes_with_them() {
     }
     let (status, _, _) = http_get(bench.server.public, "/metrics", "").await;
     assert_eq!(status, 404, "nothing else is public");
+    let (status, _, metrics) = http_get(bench.server.ops, "/metrics", "").await;
+    assert_eq!(status, 200, "it is the operators'");
+    assert!(!metrics.contains("operator"), "and names no client");
 }

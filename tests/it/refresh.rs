@@ -196,6 +196,35 @@ async fn storm(
     answers
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_refresh_in_flight_does_not_outlive_a_revocation() {
+    let (server, app, operator, _) = bench().await;
+    for round in 0..100 {
+        let first = server.login(&app, "ada").await;
+        let racing = {
+            let (mut identity, client) = (server.identity(), Some(app.clone()));
+            let refresh_token = first.refresh_token.clone();
+            let request = pb::RefreshRequest { client, refresh_token, ..Default::default() };
+            tokio::spawn(async move { identity.refresh(request).await })
+        };
+        let target = match round % 3 {
+            0 => pb::revoke_request::Target::SessionId(first.session_id.clone()),
+            1 => pb::revoke_request::Target::Subject(first.subject.clone()),
+            _ => pb::revoke_request::Target::Everything(true),
+        };
+        server.revoke(&operator, target).await.expect("revoked");
+        let mut tokens = vec![first];
+        if let Ok(answer) = racing.await.expect("no panic") {
+            tokens.extend(answer.into_inner().tokens);
+        }
+        for token in tokens.iter().flat_map(|t| [&t.access_token, &t.refresh_token]) {
+            let answer = server.introspect(&operator, token).await;
+            assert_eq!(answer, pb::IntrospectResponse::default(), "round {round}");
+        }
+    }
+    assert_eq!(server.log().len(), 100);
+}
+
 fn generation(server: &Server, session: &str) -> u32 {
     let id = session.parse().expect("a session id");
     server.service.store().find_session(id).expect("the store").expect("it is there").generation.0

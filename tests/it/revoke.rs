@@ -417,7 +417,7 @@ async fn a_revoke_that_waits_says_how_many_watchers_have_applied_it() {
     let quick = watch(&bench, true).await;
     assert_eq!(wait(target().await, 900).await, (1, 1, true));
     let silent = watch(&bench, false).await;
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     assert_eq!(wait(target().await, 300).await, (2, 1, false));
     assert!(started.elapsed() >= Duration::from_millis(300), "it waited to the deadline");
     // A wait of zero asks nobody to be quick.
