@@ -96,7 +96,7 @@ impl Secrets {
         let holds = |secret: &[u8]| secret.windows(WINDOW).any(|window| window == seen);
         let what = self.names.iter().find(|(_, secret)| holds(secret));
         let around = &bytes[at.saturating_sub(120)..(at + 60).min(bytes.len())];
-        Some((what.map_or("?", |(what, _)| what), String::from_utf8_lossy(around).into_owned()))
+        Some((what.map_or("?", |(what, _)| what), around.escape_ascii().to_string()))
     }
 
     fn not_in(&self, place: &str, bytes: &[u8]) {
