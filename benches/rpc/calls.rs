@@ -79,11 +79,6 @@ pub(crate) async fn revoke(
     }
 }
 
-/// The size of a message on the wire.
-pub(crate) fn size(message: &impl prost::Message) -> usize {
-    message.encoded_len()
-}
-
 /// The sizes of one Introspect and its answer.
 pub(crate) async fn introspect_sizes(
     mut client: Identity,

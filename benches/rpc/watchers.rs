@@ -34,7 +34,7 @@ pub(crate) async fn measure(
 ) -> Result<(), Failure> {
     let caller = Identity::new(server.connect(1).await?.remove(0));
     let token = own_token(caller.clone()).await?;
-    for (watchers, limit) in [(1, Some(5.0)), (100, None), (1000, Some(50.0))] {
+    for (watchers, limit) in [(1_usize, Some(5.0)), (100, None), (1000, Some(50.0))] {
         let mut sessions = server.sessions(plan.events).await?;
         let channels = server.connect(watchers.div_ceil(STREAMS)).await?;
         let (got, mut arrivals) = mpsc::unbounded_channel();
