@@ -2,7 +2,8 @@
 //! targets, reached or missed. The server runs in a process of its own on a sled store on the disk.
 //!
 //! `cargo bench --bench rpc`, or with `-- --quick` for a look in some seconds whose numbers say
-//! little; `-- --sessions N` for another size of the large store, 0 for none; `-- --only TEXT` for the
+//! little; `-- --sessions N` for another size of the large store, 0 for none, and
+//! 1000000 for the one that the targets speak of, which takes two minutes more; `-- --only TEXT` for the
 //! calls whose names have that text; `-- --rounds N` and `-- --phase-ms N` for more patience.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
@@ -27,6 +28,9 @@ use child::Server;
 use report::{Report, mib};
 
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// How many sessions the targets for memory and start speak of.
+const TARGET_SESSIONS: usize = 1_000_000;
 
 /// How much is measured.
 pub(crate) struct Plan {
@@ -53,7 +57,7 @@ impl Plan {
             rounds: 7,
             phase: Duration::from_millis(700),
             events: 200,
-            sessions: 1_000_000,
+            sessions: 200_000,
             only: None,
         };
         let mut arguments = arguments.iter();
@@ -137,15 +141,21 @@ async fn sessions(dir: &Path, count: usize, report: &mut Report) -> Result<(), F
         mib(resident),
         mib(server::CACHE_BYTES),
     ));
-    report.target(
-        &format!("memory at {count} sessions beyond the cache: at most 100 bytes each"),
-        format!("{each:.0} bytes"),
-        each <= 100.0,
-    );
-    report.target(
-        &format!("start with {count} sessions: under 5 s"),
-        format!("{:.2} s", started.as_secs_f64()),
-        started < Duration::from_secs(5),
-    );
+    let seconds = started.as_secs_f64();
+    if count < TARGET_SESSIONS {
+        // Whether a million would do is not known from fewer.
+        report.note(format!("{each:.0} bytes each beyond the cache; started in {seconds:.2} s"));
+    } else {
+        report.target(
+            &format!("memory at {count} sessions beyond the cache: at most 100 bytes each"),
+            format!("{each:.0} bytes"),
+            each <= 100.0,
+        );
+        report.target(
+            &format!("start with {count} sessions: under 5 s"),
+            format!("{seconds:.2} s"),
+            seconds < 5.0,
+        );
+    }
     server.stop().await
 }
