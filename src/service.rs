@@ -2,8 +2,7 @@
 //! transport: a caller comes in as a [`Caller`](crate::domain::caller::Caller), an answer goes out in
 //! the words of `domain`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::domain::client::Client;
@@ -61,7 +60,9 @@ pub struct Service {
     settings: Settings,
     keeper: KeyKeeper,
     key_publisher: Arc<dyn KeyPublisher>,
-    ring_version: AtomicU64,
+    /// The version of the ring in `keys`. Held while another takes its place, so that of two
+    /// changes the later one stays.
+    ring_version: Mutex<u64>,
     clients: Clients,
     access: AccessTokens,
 }
@@ -116,7 +117,7 @@ impl Service {
             settings: parts.settings,
             keeper: parts.keeper,
             key_publisher: parts.key_publisher,
-            ring_version: AtomicU64::new(parts.ring_version),
+            ring_version: Mutex::new(parts.ring_version),
         }
     }
 
@@ -191,12 +192,8 @@ impl Service {
         self.hasher.stats()
     }
 
-    fn ring_version(&self) -> u64 {
-        self.ring_version.load(Ordering::Acquire)
-    }
-
-    fn set_ring_version(&self, version: u64) {
-        self.ring_version.store(version, Ordering::Release);
+    fn ring_version(&self) -> MutexGuard<'_, u64> {
+        self.ring_version.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who is told what happened.

@@ -171,6 +171,9 @@ pub struct UserChange {
     pub password_hash: Option<SecretText>,
     /// Whether the user may not log in.
     pub disabled: Option<bool>,
+    /// Only while the subject's epoch is this: what let the caller change it was proved then, and a
+    /// change of the password, a disabled account or a revocation since has undone that.
+    pub if_epoch: Option<Epoch>,
 }
 
 /// What to change of a client.
@@ -193,6 +196,8 @@ pub enum Changed<T> {
     Unknown,
     /// The name is another's.
     NameTaken,
+    /// The epoch is no longer what the change was to be made under.
+    Stale,
 }
 
 /// A change of the key ring.

@@ -214,6 +214,12 @@ fn tls_settings(config: &Config) -> Option<TlsSettings> {
 pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
     let data = config.data_dir();
     let io = |what: String| move |source| ServeError::Io { what, source };
+    // Before anything else: whoever finds the server by its file may send a signal at once, and one
+    // that comes while it starts is a wish to stop, not a crash.
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(io("cannot wait for SIGTERM".to_owned()))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(io("cannot wait for SIGINT".to_owned()))?;
     make_directory(&data).map_err(io(format!("cannot create {}", data.display())))?;
     let key_file = match &config.keys.encryption_key_file {
         Some(path) => path.clone(),
@@ -242,10 +248,6 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
             .map_err(io(format!("cannot write {}", data.join(ADDRESSES).display())))?;
     }
     let shutdown = bound.shutdown.clone();
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(io("cannot wait for SIGTERM".to_owned()))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(io("cannot wait for SIGINT".to_owned()))?;
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

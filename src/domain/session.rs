@@ -132,9 +132,11 @@ pub struct Presented {
     pub scope: Option<Names>,
     /// The audiences asked for; none means all.
     pub audience: Option<Names>,
+    /// The audiences that the client may have by now.
+    pub permitted_audience: Names,
 }
 
-/// What the client's registration says about rotation.
+/// What the registration of the session's client says about rotation.
 #[derive(Clone, Copy, Debug)]
 pub struct RotationRules {
     /// How long things live.
@@ -180,7 +182,8 @@ pub enum RotationRefusal {
     Expired,
     /// It asks for a scope that the session does not hold. The token is not spent.
     Scope,
-    /// It asks for an audience that the session does not hold. The token is not spent.
+    /// It asks for an audience that the session does not hold, or the client may have none of those
+    /// by now. The token is not spent.
     Audience,
 }
 
@@ -245,6 +248,14 @@ pub fn decide_rotation(
         return RotationDecision::Refuse(RotationRefusal::Scope);
     }
     if presented.audience.as_ref().is_some_and(|asked| !asked.is_subset(&session.audience)) {
+        return RotationDecision::Refuse(RotationRefusal::Audience);
+    }
+    if !presented
+        .audience
+        .as_ref()
+        .unwrap_or(&session.audience)
+        .intersects(&presented.permitted_audience)
+    {
         return RotationDecision::Refuse(RotationRefusal::Audience);
     }
     if is_parent {

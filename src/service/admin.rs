@@ -346,7 +346,9 @@ impl Service {
         let present = change.password;
         let proved =
             self.prove_user(&client, &change.username, present, &source, origin, now).await?;
-        let (user, _, account) = proved;
+        let (user, epochs, account) = proved;
+        // It was no failed guess, whatever the rules say of the new password.
+        self.store.clear_attempts(account, Some(source.key), now).await?;
         let hash =
             self.new_password(&user, change.new_password, u64::from_be_bytes(source.key)).await?;
         let caller = Caller {
@@ -357,12 +359,15 @@ impl Service {
             },
             grants: Vec::new(),
         };
-        let wanted = UserChange { password_hash: Some(hash), ..UserChange::default() };
+        let wanted = UserChange {
+            password_hash: Some(hash),
+            if_epoch: Some(epochs.subject),
+            ..UserChange::default()
+        };
         let cause = Cause { reason: Reason::CredentialChanged, initiator: Initiator::User };
         let (_, entry) = self
             .change_user(&caller, user.subject, wanted, Some(cause), "password_changed", origin)
             .await?;
-        self.store.clear_attempts(account, Some(source.key), now).await?;
         Ok(entry)
     }
 
@@ -398,6 +403,7 @@ impl Service {
         match self.store.change_user(subject, change, cause, now).await? {
             Changed::Unknown => Err(AdminError::NotFound),
             Changed::NameTaken => Err(AdminError::Taken),
+            Changed::Stale => Err(AdminError::Credential(AuthenticateError::Refused)),
             Changed::Done(user, entry) => {
                 let subject = Some(&user.subject);
                 self.administered(action, caller, subject, None, entry.as_ref(), origin);
@@ -589,6 +595,7 @@ impl Service {
         match changed {
             Changed::Unknown => Err(AdminError::NotFound),
             Changed::NameTaken => Err(AdminError::Taken),
+            Changed::Stale => Err(AdminError::Internal("a client has no condition")),
             Changed::Done(client, entry) => {
                 let id = Some(&client.id);
                 self.administered(action, caller, None, id, entry.as_ref(), origin);

@@ -147,8 +147,7 @@ impl Service {
         // Epochs first, registration second: a client that is disabled in between gets a token that
         // is below its epoch already, or none.
         let epochs = self.store.epochs(&client.id, &subject)?;
-        let still = self.store.find_client(&client.id)?;
-        if still.is_none_or(|still| still.disabled || still.secret_digest != client.secret_digest) {
+        if !self.is_still_good(&client)? {
             return Err(AuthenticateError::Refused);
         }
         let issued_at = Timestamp::from_secs(now.as_secs());
@@ -174,6 +173,13 @@ impl Service {
         Ok(tokens)
     }
 
+    /// Whether what the client proved a moment ago is still so.
+    fn is_still_good(&self, client: &Client) -> Result<bool, StoreError> {
+        let still = self.store.find_client(&client.id)?;
+        Ok(still
+            .is_some_and(|still| !still.disabled && still.secret_digest == client.secret_digest))
+    }
+
     async fn authenticate_user(
         &self,
         attempt: Attempt,
@@ -185,6 +191,18 @@ impl Service {
         let source = Source::of(&device, origin);
         let proof = self.prove_user(&client, username, password, &source, origin, now).await;
         let (user, epochs, account) = proof?;
+        // The client proved itself before the epochs were read: disabled in between, it would open a
+        // session above the epoch that ended its others.
+        if !self.is_still_good(&client)? {
+            let happening = Happening::LoginFailed {
+                subject: Some(user.subject),
+                client: Some(client.id),
+                source: source.text,
+                failure: Failure::StaleCredential,
+            };
+            self.journal.record(now, origin, happening);
+            return Err(AuthenticateError::Refused);
+        }
 
         let session = Session {
             id: self.entropy.session_id(),

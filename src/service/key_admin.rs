@@ -240,18 +240,24 @@ impl Service {
         self.keeper.roll(now).await?;
         self.keeper.roll_mac_keys(now).await?;
         let stored = self.store.ring()?;
-        if stored.version != self.ring_version() {
+        let known = *self.ring_version();
+        if stored.version != known {
             self.adopt(&stored)?;
         }
         Ok(())
     }
 
-    /// Puts the stored ring in use and tells the watchers.
+    /// Puts the stored ring in use and tells the watchers, unless a later one is in use: whoever
+    /// read the ring before another changed it must not bring a revoked key back.
     fn adopt(&self, stored: &StoredRing) -> Result<(), KeeperError> {
+        let mut version = self.ring_version();
+        if stored.version < *version {
+            return Ok(());
+        }
         let ring = Ring::open(&stored.keys, &stored.mac_keys, &self.keeper.sealer)?;
         self.keys.replace(ring);
         self.access.forget();
-        self.set_ring_version(stored.version);
+        *version = stored.version;
         self.key_publisher.publish(&stored.keys);
         Ok(())
     }

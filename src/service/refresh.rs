@@ -3,7 +3,7 @@
 use super::clients::{ClientError, ClientProof};
 use super::journal::{Failure, Happening, Origin};
 use super::{Excess, Service, Tokens};
-use crate::domain::client::Client;
+use crate::domain::client::{Client, ReuseDetection};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Entry, Event, Initiator, Reason, Revocation, Target};
 use crate::domain::refresh_token::RefreshToken;
@@ -91,10 +91,11 @@ impl Service {
             client: client.id.clone(),
             scope: some(&request.scope),
             audience: some(&request.audience),
+            permitted_audience: client.audience.clone(),
         };
         let rules = RotationRules {
             lifetimes: client.lifetimes,
-            reuse_detection: client.reuse_detection,
+            reuse_detection: self.reuse_detection(&known, &client)?,
             mac_key: ring.active_mac(),
         };
         let rotation = self.store.rotate(presented, rules, request.device.clone(), now).await?;
@@ -133,6 +134,19 @@ impl Service {
         Ok(tokens)
     }
 
+    /// What reuse does to a session: its own client says, not whoever presents its token.
+    fn reuse_detection(
+        &self,
+        session: &Session,
+        presenter: &Client,
+    ) -> Result<ReuseDetection, StoreError> {
+        if session.client == presenter.id {
+            return Ok(presenter.reuse_detection);
+        }
+        let owner = self.store.find_client(&session.client)?;
+        Ok(owner.map_or(ReuseDetection::Enforce, |owner| owner.reuse_detection))
+    }
+
     /// The tokens of a session that has rotated, within what was asked for and what the client's
     /// registration allows by now.
     fn renew(
@@ -148,9 +162,6 @@ impl Service {
         };
         let scope = narrowed(&request.scope, &session.scope, &client.scope);
         let audience = narrowed(&request.audience, &session.audience, &client.audience);
-        if audience.is_empty() {
-            return Err(RefreshError::Excess(Excess::Audience));
-        }
         self.issue(session, client, scope, audience, now).map_err(RefreshError::Internal)
     }
 }

@@ -40,6 +40,10 @@ pub struct Ledger<E> {
     engine: E,
 }
 
+/// How many sessions of a subject a login looks at, at most a page more. Whoever logs in and out this
+/// often within the life of a session may keep more than its limit; nobody makes the log wait.
+const MAX_SESSIONS_LOOKED_AT: usize = 2_000;
+
 type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
@@ -208,6 +212,13 @@ fn page(kind: u8, after: Option<&str>) -> KeyRange {
         range.start.push(0);
     }
     range
+}
+
+/// Whom a store tells that is closed.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn durable(&self, _events: &[LoggedEvent], _head: Revision) {}
 }
 
 struct Decoding(Arc<dyn EntryObserver>);
@@ -418,13 +429,20 @@ impl<E: Engine> Store for Ledger<E> {
     ) -> Decided<Changed<User>> {
         let (changed, commit) = self
             .decide(now, move |txn| {
-                let Some(known) = get_user(txn, &subject)? else { return Ok(Err(false)) };
+                let Some(known) = get_user(txn, &subject)? else {
+                    return Ok(Err(Changed::Unknown));
+                };
+                if let Some(epoch) = change.if_epoch
+                    && read_epoch(txn.get(&key::subject_epoch(&subject))?)? != epoch
+                {
+                    return Ok(Err(Changed::Stale));
+                }
                 let mut user = known.clone();
                 if let Some(name) = &change.username
                     && *name != known.username
                 {
                     if txn.get(&key::username(name))?.is_some() {
-                        return Ok(Err(true));
+                        return Ok(Err(Changed::NameTaken));
                     }
                     txn.delete(key::username(&known.username));
                     txn.put(key::username(name), subject.as_str().as_bytes().to_vec());
@@ -457,8 +475,7 @@ impl<E: Engine> Store for Ledger<E> {
             })
             .await?;
         Ok(match changed {
-            Err(true) => Changed::NameTaken,
-            Err(false) => Changed::Unknown,
+            Err(refused) => refused,
             Ok((user, revocation)) => Changed::Done(
                 user,
                 revocation.map(|revocation| entry(revocation, commit)).transpose()?,
@@ -795,6 +812,9 @@ impl<E: Engine> Store for Ledger<E> {
 
     async fn close(&self) {
         self.engine.close().await;
+        // The observer mostly holds the store: without this, neither would ever be dropped, and the
+        // directory would stay locked for as long as the process lives.
+        self.engine.observe(Arc::new(Nobody));
     }
 }
 
@@ -807,29 +827,37 @@ fn oldest_beyond(
     now: Timestamp,
 ) -> Decided<Option<Session>> {
     let max = usize::try_from(max).unwrap_or(usize::MAX);
-    let range = KeyRange::prefix(&key::sessions_of(&new.subject));
-    // Sessions that are over stand in the index until they are swept, so this looks a little
-    // further than the limit, but never at all of them.
-    let newest = txn.scan_committed(&range, Order::Descending, max.saturating_mul(2))?;
-    if newest.len() < max {
-        return Ok(None);
-    }
+    let mut range = KeyRange::prefix(&key::sessions_of(&new.subject));
+    let page = max.saturating_mul(2);
     let mut live = Vec::new();
-    for (at, _) in newest {
-        let id = SessionId::from_bytes(array_in_key(&at)?);
-        // The subject's epoch is the same for each; the client's may not be.
-        if let Some(session) = get_session(txn, id)? {
-            let current = if session.client == new.client {
-                *current
-            } else {
-                current_epochs(|key| txn.get(key), &session.client, &session.subject)?
-            };
-            if session.state_at(&current, now) == SessionState::Active {
-                live.push(session);
+    let mut looked_at = 0_usize;
+    // Sessions that are over stand in the index until they are swept, and may fill whole pages of it.
+    loop {
+        let found = txn.scan_committed(&range, Order::Descending, page)?;
+        if looked_at == 0 && found.len() < max {
+            return Ok(None);
+        }
+        for (at, _) in &found {
+            let id = SessionId::from_bytes(array_in_key(at)?);
+            // The subject's epoch is the same for each; the client's may not be.
+            if let Some(session) = get_session(txn, id)? {
+                let current = if session.client == new.client {
+                    *current
+                } else {
+                    current_epochs(|key| txn.get(key), &session.client, &session.subject)?
+                };
+                if session.state_at(&current, now) == SessionState::Active {
+                    live.push(session);
+                }
             }
         }
+        looked_at = looked_at.saturating_add(found.len());
+        let exhausted = found.len() < page || looked_at >= MAX_SESSIONS_LOOKED_AT;
+        if live.len() >= max || exhausted {
+            return Ok(if live.len() >= max { live.pop() } else { None });
+        }
+        range.end = found.into_iter().next_back().map(|(at, _)| at);
     }
-    Ok(if live.len() >= max { live.pop() } else { None })
 }
 
 fn sweep_sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {

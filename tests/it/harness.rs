@@ -8,8 +8,8 @@ use avouch::app::{Bound, Deps, Ended, ListenOptions, Options, StoreOptions, buil
 use avouch::domain::caller::{Caller, Grant, Right};
 use avouch::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
 use avouch::domain::clock::{Clock, ManualClock, Timestamp};
-use avouch::domain::event::MAX_ACCESS_LIFETIME;
-use avouch::domain::ids::SubjectId;
+use avouch::domain::event::{Entry, Event, MAX_ACCESS_LIFETIME, Revocation};
+use avouch::domain::ids::{Revision, SubjectId};
 use avouch::domain::key::{Algorithm, RingPolicy};
 use avouch::domain::scope::Names;
 use avouch::domain::secret::SecretText;
@@ -40,6 +40,10 @@ pub(crate) const ISSUER: &str = "https://id.test";
 /// The audience that stands for avouch.
 pub(crate) const OWN_AUDIENCE: &str = "avouch";
 
+/// What seals the keys of every test server.
+pub(crate) const ENCRYPTION_KEY: &str =
+    "3f8a1c5e7b9d2046a8c0e2f416385a7c9ebd0f21436587a9cbed0f1234a6b7c8";
+
 /// A journal that tests read.
 #[derive(Default)]
 pub(crate) struct Recorded(std::sync::Mutex<Vec<Happening>>);
@@ -66,9 +70,7 @@ pub(crate) fn options(store: StoreOptions) -> Options {
     };
     Options {
         store,
-        encryption_key: SecretText::new(
-            "3f8a1c5e7b9d2046a8c0e2f416385a7c9ebd0f21436587a9cbed0f1234a6b7c8".to_owned(),
-        ),
+        encryption_key: SecretText::new(ENCRYPTION_KEY.to_owned()),
         ring: RingPolicy::new(Algorithm::Es256, MAX_ACCESS_LIFETIME),
         service: Settings {
             issuer: ISSUER.into(),
@@ -140,7 +142,8 @@ impl Server {
         options: Options,
         clock: Arc<ManualClock>,
     ) -> Result<Self, avouch::app::BuildError> {
-        Self::with_channel(options, clock, connect).await
+        let manual = Some(Arc::clone(&clock) as Arc<dyn Clock>);
+        Self::try_on(options, clock, manual, connect).await
     }
 
     /// With these options, this clock and this way to connect, if it starts.
@@ -149,11 +152,25 @@ impl Server {
         clock: Arc<ManualClock>,
         connect: impl FnOnce(std::net::SocketAddr) -> C,
     ) -> Result<Self, avouch::app::BuildError> {
+        let manual = Some(Arc::clone(&clock) as Arc<dyn Clock>);
+        Self::try_on(options, clock, manual, connect).await
+    }
+
+    /// With these options and the clock of the machine.
+    pub(crate) async fn with_system_clock(options: Options) -> Self {
+        Self::try_on(options, Arc::new(ManualClock::new(NOW)), None, connect)
+            .await
+            .expect("the server starts")
+    }
+
+    async fn try_on<C: Future<Output = Channel>>(
+        options: Options,
+        manual: Arc<ManualClock>,
+        clock: Option<Arc<dyn Clock>>,
+        connect: impl FnOnce(std::net::SocketAddr) -> C,
+    ) -> Result<Self, avouch::app::BuildError> {
         let journal = Arc::new(Recorded::default());
-        let deps = Deps {
-            clock: Some(Arc::clone(&clock) as Arc<dyn Clock>),
-            ..Deps::system(Arc::clone(&journal) as Arc<dyn Journal>)
-        };
+        let deps = Deps { clock, ..Deps::system(Arc::clone(&journal) as Arc<dyn Journal>) };
         let bound: Bound = build(options, deps).await?;
         let (service, shutdown) = (Arc::clone(&bound.service), bound.shutdown.clone());
         let (grpc, public, ops) = (bound.grpc_address, bound.public_address, bound.ops_address);
@@ -161,7 +178,7 @@ impl Server {
         let channel = connect(grpc).await;
         Ok(Self {
             service,
-            clock,
+            clock: manual,
             journal,
             grpc,
             public: public.expect("a public listener"),
@@ -175,7 +192,17 @@ impl Server {
     /// Drains and stops.
     pub(crate) async fn stop(self) -> Ended {
         self.shutdown.cancel();
-        self.task.await.expect("the server ends")
+        let ended = self.task.await.expect("the server ends");
+        // What still winds down in this process holds the store; its directory is free after that.
+        let store = Arc::downgrade(self.service.store());
+        drop((self.service, self.channel));
+        for _ in 0..500 {
+            if store.strong_count() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        ended
     }
 
     pub(crate) fn identity(&self) -> IdentityServiceClient<Channel> {
@@ -285,6 +312,23 @@ impl Server {
         self.identity().introspect(request).await.expect("an answer").into_inner()
     }
 
+    /// What the log holds of revocations, in order.
+    pub(crate) fn log(&self) -> Vec<Revocation> {
+        let entries = self.service.store().events_after(Revision(0), 10_000).expect("the log");
+        let revocation = |entry: Entry| match entry.event {
+            Event::Revocation(revocation) => Some(revocation),
+            Event::KeySetChanged { .. } => None,
+        };
+        entries.into_iter().filter_map(revocation).collect()
+    }
+
+    /// Stops, and starts again with these options and a clock that stands where it stood.
+    pub(crate) async fn restart(self, options: Options) -> Self {
+        let clock = Arc::clone(&self.clock);
+        self.stop().await;
+        Self::with(options, clock).await
+    }
+
     /// Revokes as `client`.
     pub(crate) async fn revoke(
         &self,
@@ -356,4 +400,39 @@ pub(crate) fn bearer<T>(message: T, token: &str) -> tonic::Request<T> {
 pub(crate) fn reason(status: &tonic::Status) -> String {
     use tonic_types::StatusExt as _;
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// The one answer for a credential that is not accepted, down to the bytes.
+#[track_caller]
+pub(crate) fn assert_refused(status: &tonic::Status, what: &str) {
+    assert_eq!(status.code(), tonic::Code::Unauthenticated, "{what}: {status:?}");
+    assert_eq!(status.message(), "credential not accepted", "{what}");
+    assert_eq!(reason(status), "CREDENTIAL_NOT_ACCEPTED", "{what}");
+}
+
+/// The names of the fields that an INVALID_ARGUMENT complains of.
+#[track_caller]
+pub(crate) fn wrong_fields(status: &tonic::Status) -> Vec<String> {
+    use tonic_types::StatusExt as _;
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+    let details = status.get_details_bad_request().expect("a BadRequest");
+    details.field_violations.into_iter().map(|violation| violation.field).collect()
+}
+
+/// GET over a connection of its own: the status, the headers as they came, and the body.
+pub(crate) async fn http_get(
+    address: std::net::SocketAddr,
+    path: &str,
+    headers: &str,
+) -> (u16, String, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: id.test\r\nconnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    (status, head.to_ascii_lowercase(), body.to_owned())
 }

@@ -3,13 +3,27 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod admin;
 mod alone;
+mod authenticate;
 mod beside;
 mod cli;
+mod crash;
 mod feed;
 mod harness;
+mod hostile;
+mod introspect;
+mod keys;
+mod layering;
 mod listen;
 mod mtls;
+mod process;
+mod race;
+mod redaction;
+mod refresh;
+mod revoke;
+mod sessions;
 mod story;
 mod support;
+mod tokens;
 mod watch;
