@@ -80,13 +80,16 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Writes them to `addresses.json` in `dir`.
+    /// Writes them to `addresses.json` in `dir`, with the number of this process, by which whoever
+    /// waits for a server tells its file from one that an earlier server left.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let Self { grpc, public, ops } = self;
-        write_json(&dir.join(ADDRESSES), &json!({ "grpc": grpc, "public": public, "ops": ops }))
+        let pid = std::process::id();
+        let value = json!({ "grpc": grpc, "public": public, "ops": ops, "pid": pid });
+        write_json(&dir.join(ADDRESSES), &value)
     }
 
     /// Reads them from `addresses.json` in `dir`.

@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("audit", &["domain"]),
     ("config", &["domain"]),
     ("client", &["domain", "pb", "jwt"]),
-    ("cli", &["config", "client", "pb", "domain"]),
+    ("cli", &["crypto", "config", "client", "pb", "domain"]),
     ("app", ANY),
     ("main", &["app", "cli", "config", "telemetry"]),
 ];
