@@ -164,8 +164,6 @@ impl Serve {
         let config = self.settings.load()?;
         config::check_secret_files(&config)?;
         let options = ServeOptions { dev: config.dev, data_dir: config.data_dir() };
-        // Whoever waits for the addresses must not find those of the server before.
-        let _ = std::fs::remove_file(options.data_dir.join(super::files::ADDRESSES));
         serve(config, options).await.map_err(|error| Failure::Other(error.to_string()))
     }
 }

@@ -22,6 +22,8 @@ fn command_line(directory: &Path, settings: &[(&str, &str)]) -> Vec<String> {
         ("server.listen", "127.0.0.1:0"),
         ("server.public_listen", "127.0.0.1:0"),
         ("server.ops_listen", "127.0.0.1:0"),
+        // Whatever the port is, so that tokens outlive a restart.
+        ("issuer.url", "http://127.0.0.1"),
         ("store.path", path.as_str()),
         ("store.min_free_bytes", "0"),
         // The quickest that a server takes.
