@@ -163,12 +163,12 @@ impl Service {
         self.clients.recent(id, now)
     }
 
-    /// The client, if the proof is good.
+    /// The client, if the proof is good, with a registration that is at most a second old.
     ///
     /// # Errors
     /// When it is not, or the store does not answer.
-    pub fn client_by_proof(&self, proof: &ClientProof<'_>) -> Result<Client, ClientError> {
-        self.clients.authenticate(proof)
+    pub fn client_by_proof(&self, proof: &ClientProof<'_>) -> Result<Arc<Client>, ClientError> {
+        self.clients.authenticate_recent(proof, self.now())
     }
 
     /// The epoch of a client.

@@ -165,7 +165,7 @@ impl Callers {
                 status::credential_refused()
             }
         })?;
-        Ok(Caller { identity: Identity::Client(client.id), grants: client.grants })
+        Ok(Caller { identity: Identity::Client(client.id.clone()), grants: client.grants.clone() })
     }
 }
 

@@ -23,13 +23,21 @@ pub struct ClientProof<'a> {
     pub certificate_names: &'a [Box<str>],
 }
 
-/// How old a registration from memory may be. Changes by this process are seen at once.
+/// How old a registration from memory may be: what another process changed is seen after this.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
 /// The registrations.
 pub struct Clients {
     store: Arc<dyn Store>,
-    known: RwLock<HashMap<ClientId, (Timestamp, Arc<Client>)>>,
+    known: RwLock<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_id: HashMap<ClientId, (Timestamp, Arc<Client>)>,
+    /// How often something was forgotten. What was read before and comes to be remembered after is
+    /// not remembered.
+    forgotten: u64,
 }
 
 /// Why a client was not accepted.
@@ -54,7 +62,7 @@ impl Clients {
     }
 
     /// The client, if the proof is good. Reads the store itself, so that a client that was disabled
-    /// a moment ago is refused.
+    /// a moment ago is refused: for whatever gives out tokens.
     ///
     /// # Errors
     /// When the proof is not good; one error for every reason, and the same work.
@@ -63,32 +71,26 @@ impl Clients {
             Some(id) => self.store.find_client(id)?,
             None => None,
         };
-        // The digest is made and compared whether or not there is something to compare with.
-        let shown =
-            SecretBytes::new(sha256(proof.secret.map_or(&b""[..], |s| s.expose().as_bytes())));
-        let nothing = SecretBytes::new([0; 32]);
-        let expected = client.as_ref().and_then(|c| c.secret_digest.as_ref()).unwrap_or(&nothing);
-        let secret_matches = shown == *expected;
-        let Some(client) = client else {
-            return Err(ClientError::Refused(Failure::UnknownClient));
+        check(client.as_ref(), proof).map_err(ClientError::Refused)?;
+        client.ok_or(ClientError::Refused(Failure::UnknownClient))
+    }
+
+    /// As [`Clients::authenticate`], with a registration as [`Clients::recent`] gives it: for
+    /// whatever gives out none.
+    ///
+    /// # Errors
+    /// As for [`Clients::authenticate`].
+    pub fn authenticate_recent(
+        &self,
+        proof: &ClientProof<'_>,
+        now: Timestamp,
+    ) -> Result<Arc<Client>, ClientError> {
+        let client = match &proof.id {
+            Some(id) => self.recent(id, now)?,
+            None => None,
         };
-        let certificate_matches =
-            client.certificate_names.iter().any(|name| proof.certificate_names.contains(name));
-        let proved = match (client.kind, proof.secret) {
-            (ClientType::Public, None) => {
-                client.certificate_names.is_empty() || certificate_matches
-            }
-            (ClientType::Public, Some(_)) => false,
-            (ClientType::Confidential, Some(_)) => secret_matches,
-            (ClientType::Confidential, None) => certificate_matches,
-        };
-        if !proved {
-            return Err(ClientError::Refused(Failure::WrongClientSecret));
-        }
-        if client.disabled {
-            return Err(ClientError::Refused(Failure::ClientDisabled));
-        }
-        Ok(client)
+        check(client.as_deref(), proof).map_err(ClientError::Refused)?;
+        client.ok_or(ClientError::Refused(Failure::UnknownClient))
     }
 
     /// The registration, perhaps from memory: at most a second old.
@@ -96,25 +98,58 @@ impl Clients {
     /// # Errors
     /// When the store does not answer.
     pub fn recent(&self, id: &ClientId, now: Timestamp) -> Result<Option<Arc<Client>>, StoreError> {
-        {
+        let forgotten = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some((at, client)) = known.get(id)
+            if let Some((at, client)) = known.by_id.get(id)
                 && now.since(*at) < FRESH_FOR
             {
                 return Ok(Some(Arc::clone(client)));
             }
-        }
+            known.forgotten
+        };
         let found = self.store.find_client(id)?.map(Arc::new);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         match &found {
-            Some(client) => known.insert(id.clone(), (now, Arc::clone(client))),
-            None => known.remove(id),
-        };
+            // Names that nobody has are not remembered: there is no end of them.
+            Some(client) if known.forgotten == forgotten => {
+                known.by_id.insert(id.clone(), (now, Arc::clone(client)));
+            }
+            Some(_) | None => {
+                known.by_id.remove(id);
+            }
+        }
         Ok(found)
     }
 
     /// Forgets what is in memory of a client that has changed.
     pub fn forget(&self, id: &ClientId) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.forgotten += 1;
+        known.by_id.remove(id);
     }
+}
+
+/// Whether a client has proved who it is. The digest is made and compared whether or not there is
+/// something to compare with.
+fn check(client: Option<&Client>, proof: &ClientProof<'_>) -> Result<(), Failure> {
+    let shown = SecretBytes::new(sha256(proof.secret.map_or(&b""[..], |s| s.expose().as_bytes())));
+    let nothing = SecretBytes::new([0; 32]);
+    let expected = client.and_then(|c| c.secret_digest.as_ref()).unwrap_or(&nothing);
+    let secret_matches = shown == *expected;
+    let Some(client) = client else { return Err(Failure::UnknownClient) };
+    let certificate_matches =
+        client.certificate_names.iter().any(|name| proof.certificate_names.contains(name));
+    let proved = match (client.kind, proof.secret) {
+        (ClientType::Public, None) => client.certificate_names.is_empty() || certificate_matches,
+        (ClientType::Public, Some(_)) => false,
+        (ClientType::Confidential, Some(_)) => client.secret_digest.is_some() && secret_matches,
+        (ClientType::Confidential, None) => certificate_matches,
+    };
+    if !proved {
+        return Err(Failure::WrongClientSecret);
+    }
+    if client.disabled {
+        return Err(Failure::ClientDisabled);
+    }
+    Ok(())
 }
