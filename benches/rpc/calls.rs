@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::authenticate_request::Grant;
@@ -11,6 +12,7 @@ use prost::Message as _;
 use tokio::sync::Mutex;
 use tonic::Status;
 use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
 
 use crate::server::{CLIENT, PASSWORD, SECRET};
 
@@ -51,8 +53,9 @@ pub(crate) async fn by_secret(mut client: Identity) -> Result<(), Status> {
     client.authenticate(request).await.map(drop)
 }
 
-/// Logs in as a user, from an address of its own.
-pub(crate) async fn by_password(mut client: Identity, user: usize) -> Result<(), Status> {
+/// Logs in as a user, from an address of its own. False when the server had no room to hash and the
+/// wait that it asked for is over: that is no login.
+pub(crate) async fn by_password(mut client: Identity, user: usize) -> Result<bool, Status> {
     let grant = pb::PasswordGrant { username: format!("user{user}"), password: PASSWORD.into() };
     let device =
         pb::Device { end_user_address: format!("192.0.2.{}", user % 250), ..Default::default() };
@@ -62,7 +65,15 @@ pub(crate) async fn by_password(mut client: Identity, user: usize) -> Result<(),
         device: Some(device),
         ..Default::default()
     };
-    client.authenticate(request).await.map(drop)
+    match client.authenticate(request).await {
+        Ok(_) => Ok(true),
+        Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+            let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            tokio::time::sleep(retry.unwrap_or(Duration::from_millis(100))).await;
+            Ok(false)
+        }
+        Err(status) => Err(status),
+    }
 }
 
 /// Revokes a session.

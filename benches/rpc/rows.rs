@@ -262,7 +262,7 @@ pub(crate) async fn passwords(
         let channels = Arc::clone(&channels);
         saturate(server, USERS, time, move |worker| {
             let client = Identity::new(channels[worker % channels.len()].clone());
-            async move { calls::by_password(client, worker).await.map(|()| true) }
+            async move { calls::by_password(client, worker).await }
         })
     };
     for _ in 0..plan.rounds {
