@@ -34,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// A crate and where it may be used: a module, or a file or folder of one.
 const CRATES: &[(&str, &[&str])] = &[
-    ("arc_swap", &["keys", "listen"]),
+    ("arc_swap", &["client", "domain/view", "keys", "listen"]),
     ("argon2", &["password/engine"]),
     ("async_trait", &["store"]),
     ("aws_lc_rs", &["crypto", "jwt", "listen"]),
@@ -86,7 +86,7 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that the domain may use: it is plain Rust, without I/O, tasks or a wire format.
-const OF_THE_DOMAIN: &[&str] = &["base64", "subtle", "thiserror", "zeroize"];
+const OF_THE_DOMAIN: &[&str] = &["arc_swap", "base64", "subtle", "thiserror", "zeroize"];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();

@@ -19,7 +19,7 @@ pub(super) fn moment(at: &prost_types::Timestamp) -> Option<Timestamp> {
 }
 
 /// Adds a part of a live set.
-pub(super) fn apply_chunk(view: &mut View, chunk: &v1::SnapshotChunk) -> Option<()> {
+pub(super) fn apply_chunk(view: &View, chunk: &v1::SnapshotChunk) -> Option<()> {
     for packed in &chunk.packed {
         for &key in &packed.keys {
             match packed.kind() {
@@ -33,7 +33,7 @@ pub(super) fn apply_chunk(view: &mut View, chunk: &v1::SnapshotChunk) -> Option<
 }
 
 /// Adds a revocation.
-pub(super) fn apply_revocation(view: &mut View, revocation: &v1::Revocation) -> Option<()> {
+pub(super) fn apply_revocation(view: &View, revocation: &v1::Revocation) -> Option<()> {
     use v1::revocation::Target as Wire;
     let expires_at = revocation.expire_time.as_ref().and_then(moment)?;
     let target = match revocation.target.as_ref()? {
