@@ -13,6 +13,11 @@
 //! jwt         crypto  precis     tokens, HMAC and sealing, spelling
 //! domain                         ids, sessions, epochs, time: pure functions
 //!
+//! where tokens are used:
+//! verifier                       local checks that know what was revoked
+//! client                         follows the stream of revocations
+//! verified                       tokens that were checked once, for both sides
+//!
 //! beside them: config, audit, metrics, lifecycle, telemetry; pb is generated from proto/
 //! ```
 //!
@@ -56,3 +61,5 @@ pub mod service;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+pub mod verified;
+pub mod verifier;

@@ -27,6 +27,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("audit", &["domain"]),
     ("config", &["domain"]),
     ("client", &["domain", "pb", "jwt"]),
+    ("verified", &["domain", "crypto", "jwt"]),
+    ("verifier", &["domain", "jwt", "verified", "client", "pb"]),
     ("cli", &["crypto", "config", "client", "pb", "domain"]),
     ("app", ANY),
     ("main", &["app", "cli", "config", "telemetry"]),
@@ -34,9 +36,9 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// A crate and where it may be used: a module, or a file or folder of one.
 const CRATES: &[(&str, &[&str])] = &[
-    ("arc_swap", &["client", "domain/view", "keys", "listen"]),
+    ("arc_swap", &["client", "domain/view", "keys", "listen", "verifier"]),
     ("argon2", &["password/engine"]),
-    ("async_trait", &["store"]),
+    ("async_trait", &["store", "verifier"]),
     ("aws_lc_rs", &["crypto", "jwt", "listen"]),
     ("axum", &["http", "app"]),
     ("base64", &["app", "crypto", "domain", "jwt", "keys", "password", "service"]),
@@ -69,7 +71,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio_stream", &["grpc", "client"]),
     ("tokio_util", &["app", "listen", "client"]),
     ("toml", &["config/file"]),
-    ("tonic", &["pb", "grpc", "client", "app", "cli", "listen/body", "listen/refusal"]),
+    (
+        "tonic",
+        &["pb", "grpc", "client", "verifier/ask", "app", "cli", "listen/body", "listen/refusal"],
+    ),
     ("tonic_health", &["grpc/health", "app"]),
     ("tonic_prost", &["pb"]),
     ("tonic_reflection", &["app"]),
