@@ -4,6 +4,7 @@
 //! Nothing here does I/O, knows an engine, a wire format or a runtime. Time and randomness come in
 //! as arguments.
 
+pub mod address;
 pub mod caller;
 pub mod claims;
 pub mod client;
