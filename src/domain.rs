@@ -14,6 +14,7 @@ pub mod event;
 pub mod ids;
 pub mod key;
 pub mod refresh_token;
+pub mod route;
 pub mod scope;
 pub mod secret;
 pub mod session;
