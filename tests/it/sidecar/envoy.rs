@@ -206,7 +206,7 @@ async fn a_revoked_token_is_refused_once_revoke_has_waited() {
     let request = pb::RevokeRequest {
         client: Some(app),
         target: Some(pb::revoke_request::Target::Token(token.clone())),
-        wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        wait: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
         ..Default::default()
     };
     let answer = server.identity().revoke(request).await.expect("revoked").into_inner();
