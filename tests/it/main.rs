@@ -26,4 +26,5 @@ mod sessions;
 mod story;
 mod support;
 mod tokens;
+mod verifier;
 mod watch;
