@@ -14,6 +14,7 @@ mod harness;
 mod hostile;
 mod introspect;
 mod keys;
+mod layer;
 mod layering;
 mod listen;
 mod mtls;

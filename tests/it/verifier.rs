@@ -22,18 +22,18 @@ use crate::harness::{ISSUER, Server, bearer, connect, options};
 use crate::support::proxy::Proxy;
 
 /// Longer than anything here takes; a test that waits for it has failed.
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// A server, its clients, and a user.
-struct Scene {
-    server: Server,
-    operator: pb::ClientAuthentication,
+pub(crate) struct Scene {
+    pub(crate) server: Server,
+    pub(crate) operator: pb::ClientAuthentication,
     app: pb::ClientAuthentication,
     credential: Arc<Mutex<String>>,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         // By the clock of the machine, as a verifier's time goes on by itself.
         let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
         let operator = server.powerful("operator").await;
@@ -63,7 +63,7 @@ impl Scene {
         self.renew().await;
     }
 
-    fn settings(&self, stream: SocketAddr) -> VerifierSettings {
+    pub(crate) fn settings(&self, stream: SocketAddr) -> VerifierSettings {
         let endpoint = Endpoint::from_shared(format!("http://{stream}")).expect("a URL");
         let watch = WatchSettings {
             heartbeat: Duration::from_millis(100),
@@ -82,17 +82,17 @@ impl Scene {
     }
 
     /// A verifier whose stream goes by `stream`, and whose questions go to the server.
-    async fn verifier(&self, settings: VerifierSettings) -> Verifier {
+    pub(crate) async fn verifier(&self, settings: VerifierSettings) -> Verifier {
         start(settings, Some(self.ask().await)).await
     }
 
-    async fn login(&self, user: &str) -> pb::TokenSet {
+    pub(crate) async fn login(&self, user: &str) -> pb::TokenSet {
         self.server.login(&self.app, user).await
     }
 
     /// Revokes, and waits until every watcher has it. On a machine that is too busy for heartbeats, a
     /// watcher may be away just then; it has it once it is back.
-    async fn revoke(&self, verifier: &Verifier, target: Target) {
+    pub(crate) async fn revoke(&self, verifier: &Verifier, target: Target) {
         let request = pb::RevokeRequest {
             client: Some(self.operator.clone()),
             target: Some(target),
@@ -124,7 +124,7 @@ async fn start(settings: VerifierSettings, ask: Option<Arc<dyn Ask>>) -> Verifie
 }
 
 /// Waits until something is so.
-async fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     let wait = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -133,7 +133,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     timeout(LONG, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
-async fn until_stale(verifier: &Verifier, token: &str) {
+pub(crate) async fn until_stale(verifier: &Verifier, token: &str) {
     until("the view is stale", || matches!(verifier.check(token), Verdict::Stale(_))).await;
 }
 
