@@ -3,6 +3,7 @@
 
 use avouch::app::StoreOptions;
 use avouch::pb::v1 as pb;
+use avouch::service::journal::Happening;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -138,4 +139,30 @@ async fn a_stale_token_is_asked_about_where_the_rule_says_so() {
     server.revoke(&app, target).await.expect("revoked");
     let refused = async || sidecar.check_token("GET", "/", &token).await == Said::invalid_token();
     until("the server says no", refused).await;
+}
+
+#[tokio::test]
+async fn who_revokes_everything_does_not_blind_the_sidecar() {
+    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let sidecar = Sidecar::beside(&server, RULES, &[]).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    let token = server.login(&app, "ada").await.access_token;
+    assert!(sidecar.check_token("GET", "/closed", &token).await.passes());
+    // The sidecar's own token is among what is revoked, and its stream ends.
+    server.journal.take();
+    let target = pb::revoke_request::Target::Everything(true);
+    server.revoke(&operator, target).await.expect("revoked");
+    let refused =
+        async || sidecar.check_token("GET", "/closed", &token).await == Said::invalid_token();
+    until("the old token is refused", refused).await;
+    // It logs in again only where its stream has ended.
+    let own = |happening: &Happening| {
+        matches!(happening, Happening::LoginSucceeded { session: None, .. })
+    };
+    until("a new token", async || server.journal.take().iter().any(own)).await;
+    until("it is followed again", async || sidecar.verifier.status().connected).await;
+    let token = server.login(&app, "ada").await.access_token;
+    assert!(sidecar.check_token("GET", "/closed", &token).await.passes());
 }
