@@ -15,7 +15,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::scope::Names;
 use crate::service::Service;
-use crate::service::admin::NewUser;
+use crate::service::admin::users::NewUser;
 use crate::service::journal::Origin;
 
 /// The file with the key-encryption key, made by `--dev` alone.

@@ -16,7 +16,7 @@ use crate::domain::secret::SecretText;
 use crate::domain::user::User;
 use crate::pb::v1 as pb;
 use crate::service::Service;
-use crate::service::admin::{NewUser, PasswordChange, UserUpdate};
+use crate::service::admin::users::{NewUser, PasswordChange, UserUpdate};
 use crate::service::journal::Origin;
 
 /// Serves `AdminService`.

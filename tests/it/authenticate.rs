@@ -12,7 +12,7 @@ use avouch::domain::scope::Names;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::password::HashParams;
 use avouch::pb::v1 as pb;
-use avouch::service::admin::NewUser;
+use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Failure, Happening, Origin};
 use tonic::Code;
 use tonic_types::StatusExt as _;
