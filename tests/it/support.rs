@@ -1,5 +1,4 @@
 //! What several tests need.
 
-pub(crate) mod log_engine;
 pub(crate) mod serve;
 pub(crate) mod world;
