@@ -167,7 +167,7 @@ fn is_loopback_url(url: &str) -> bool {
 }
 
 fn numbers(config: &Config, errors: &mut ConfigErrors) {
-    if let Err(error) = config.tokens.lifetimes().check() {
+    for error in config.tokens.lifetimes().mistakes() {
         let key = match error {
             LifetimeError::Access => "access_lifetime",
             LifetimeError::Idle => "session_idle_lifetime",
