@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::{Global, duration, proto_duration, reason};
-use super::connection::{Connection, access_token, refresh_token, required_client};
+use super::connection::{Connection, access_token, any_token, refresh_token, required_client};
 use super::failure::Failure;
 use super::files::write_json;
 use super::output::{self, Output};
@@ -189,16 +189,8 @@ impl Revoke {
     fn target(&self) -> Result<Target, Failure> {
         let What { token_file, session, subject, client, everything: _ } = &self.what;
         if let Some(path) = token_file {
-            let text = password::from_file(path)?;
-            let value: Option<serde_json::Value> = serde_json::from_str(text.expose()).ok();
-            let field = |name: &str| {
-                let token = value.as_ref()?.get(name)?.as_str()?;
-                (!token.is_empty()).then(|| token.to_owned())
-            };
-            let access = field("access_token");
-            let token =
-                if self.access_token_only { access } else { field("refresh_token").or(access) };
-            return Ok(Target::Token(token.unwrap_or_else(|| text.into_exposed())));
+            let token = if self.access_token_only { access_token } else { any_token }(path)?;
+            return Ok(Target::Token(token.into_exposed()));
         }
         let by_id = session.clone().map(Target::SessionId);
         let by_id = by_id.or_else(|| subject.clone().map(Target::Subject));
@@ -223,6 +215,9 @@ impl Revoke {
         let mut value = view::change(answer.cursor.as_ref(), answer.revoked.as_ref());
         if let Some(result) = &answer.wait_result {
             value["wait_result"] = view::wait_result(result);
+        }
+        if answer.revoked.is_none() {
+            output::note("nothing was revoked: there is no such thing, or it has ended already");
         }
         out.record(&value)
     }

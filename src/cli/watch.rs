@@ -31,10 +31,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) async fn run(self, global: &Global, out: &mut Output) -> Result<(), Failure> {
         let filter = RevocationFilter { audiences: self.audience, client_ids: self.client };
-        let mut screen = Screen { live: out.is_live(), held: 0, out };
-        if !screen.out.is_json() {
-            screen.out.text(&line("REVISION", "LEVEL", "LATENCY", "REASON", "WHAT"))?;
-        }
+        let mut screen = Screen { live: out.is_live(), headed: false, held: 0, out };
         follow(global, filter, self.name, |update| screen.show(update)).await
     }
 }
@@ -43,6 +40,8 @@ struct Screen<'a> {
     out: &'a mut Output,
     /// Whether the last line is one that changes in place.
     live: bool,
+    /// Whether the heading was printed: not before there is a set to add to.
+    headed: bool,
     held: usize,
 }
 
@@ -59,6 +58,10 @@ impl Screen<'_> {
                     &json!({ "type": "synced", "revision": revision, "held": held }),
                     &format!("synced at revision {revision}, {held} revocations held"),
                 )?;
+                if !self.headed && !self.out.is_json() {
+                    self.out.text(&line("REVISION", "LEVEL", "LATENCY", "REASON", "WHAT"))?;
+                }
+                self.headed = true;
             }
             Update::Quiet(revision) => self.status(revision)?,
             Update::Lost(why) => {
