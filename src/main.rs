@@ -8,10 +8,9 @@ use avouch::cli::{self, Cli, ServeError, ServeOptions};
 use avouch::config::Config;
 use avouch::config::sections::LogFormat;
 use avouch::telemetry;
-use clap::Parser as _;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_or_exit();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(cli::run(cli, serve)),
         Err(error) => {

@@ -22,7 +22,7 @@ pub(super) enum Key {
     List,
     /// Announce the next signing key.
     #[command(
-        after_help = "Example:\n  avouch key create --algorithm EdDSA --credentials avouch-data/admin-client.json"
+        after_help = "Example:\n  avouch key create --algorithm EdDSA \\\n      --credentials avouch-data/admin-client.json"
     )]
     Create {
         /// ES256, EdDSA or RS256. Without it: as the server is configured.

@@ -13,7 +13,7 @@ use crate::config::{self, Config, Sources};
 /// Run the server until a signal tells it to stop.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch serve --dev\n  avouch serve --config /etc/avouch/avouch.toml\n  avouch serve --config avouch.toml --listen 0.0.0.0:7700 --set tokens.access_lifetime=2m\n\nA flag goes over the environment (AVOUCH_SERVER_LISTEN), which goes over the file.\n`avouch check-config --reference` prints every key."
+    after_help = "Examples:\n  avouch serve --dev\n  avouch serve --config /etc/avouch/avouch.toml\n  avouch serve --config avouch.toml --listen 0.0.0.0:7700 \\\n      --set tokens.access_lifetime=2m\n\nA flag goes over the environment (AVOUCH_SERVER_LISTEN), that over the file.\n`avouch check-config --reference` prints every key."
 )]
 pub(super) struct Serve {
     #[command(flatten)]

@@ -19,7 +19,7 @@ use crate::pb::v1::{
 /// Log a user in, or the client itself, and get tokens.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch login --credentials avouch-data/login-client.json --username ada --save tokens.json\n  avouch login --credentials avouch-data/login-client.json --username ada --password-file avouch-data/ada.password --save tokens.json\n  avouch login --credentials service.json --audience orders --json"
+    after_help = "Examples:\n  avouch login --credentials avouch-data/login-client.json --username ada \\\n      --save tokens.json\n  avouch login --credentials avouch-data/login-client.json --username ada \\\n      --password-file avouch-data/ada.password --save tokens.json\n  avouch login --credentials service.json --audience orders --json"
 )]
 pub(super) struct Login {
     /// The user's name. Without it the client logs in for itself.
@@ -121,7 +121,7 @@ impl Refresh {
 /// Ask whether a token is good, and what it asserts.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch introspect tokens.json --credentials avouch-data/admin-client.json\n  avouch introspect tokens.json --refresh-token --credentials avouch-data/admin-client.json\n  avouch introspect - --credentials avouch-data/admin-client.json --json < access-token"
+    after_help = "Examples:\n  avouch introspect tokens.json --credentials avouch-data/admin-client.json\n  avouch introspect tokens.json --refresh-token \\\n      --credentials avouch-data/admin-client.json\n  avouch introspect - --credentials avouch-data/admin-client.json \\\n      --json < access-token"
 )]
 pub(super) struct Introspect {
     /// The file with the token: what `login --save` wrote, or the token alone; - for stdin.
@@ -149,7 +149,7 @@ impl Introspect {
 /// Take back a token, a session, or everything of a subject, of a client, or at all.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch revoke --token-file tokens.json --reason logout --credentials avouch-data/login-client.json\n  avouch revoke --subject USER --reason credential-compromised --wait 5s --credentials avouch-data/admin-client.json\n  avouch revoke --everything --credentials avouch-data/admin-client.json"
+    after_help = "Examples:\n  avouch revoke --token-file tokens.json --reason logout \\\n      --credentials avouch-data/login-client.json\n  avouch revoke --subject USER --reason credential-compromised --wait 5s \\\n      --credentials avouch-data/admin-client.json\n  avouch revoke --everything --credentials avouch-data/admin-client.json"
 )]
 pub(super) struct Revoke {
     #[command(flatten)]

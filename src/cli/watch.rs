@@ -14,7 +14,7 @@ use crate::pb::v1::{Revocation, RevocationFilter};
 /// See revocations as they arrive, with how long each took. Needs the right `watch`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch watch --credentials avouch-data/admin-client.json\n  avouch watch --audience orders --json --credentials sidecar.json | jq .latency_ms"
+    after_help = "Examples:\n  avouch watch --credentials avouch-data/admin-client.json\n  avouch watch --audience orders --json --credentials sidecar.json \\\n      | jq .latency_ms"
 )]
 pub(super) struct Watch {
     /// Only tokens and sessions that are good for this audience; repeat for more.
