@@ -105,6 +105,42 @@ fn a_key_file_that_others_can_read_is_refused() {
 }
 
 #[test]
+fn files_that_are_not_there_are_mistakes_and_each_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    private(dir.path(), "key", "c2VjcmV0LWtleS1tYXRlcmlhbA==");
+    let mut arguments = vec!["check-config", "--dev"];
+    for set in [
+        "tls.cert_file=no.pem",
+        "tls.key_file=key",
+        "tls.client_ca_file=no-ca.pem",
+        "tls.client_auth=required",
+        "password.blocklist_file=no.txt",
+    ] {
+        arguments.extend(["--set", set]);
+    }
+    let output = avouch(dir.path(), &arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{errors}");
+    for line in [
+        "tls.cert_file: no.pem cannot be read",
+        "tls.client_ca_file: no-ca.pem cannot be read",
+        "password.blocklist_file: no.txt cannot be read",
+    ] {
+        assert!(errors.contains(line), "{line}: {errors}");
+    }
+    let output = avouch(dir.path(), &[&arguments[..], &["--without-files"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    // What only a look inside shows comes when the server starts, and the cause is said once.
+    private(dir.path(), "junk.pem", "junk");
+    let serve = ["serve", "--dev", "--set", "tls.cert_file=junk.pem", "--set", "tls.key_file=key"];
+    let output = avouch(dir.path(), &serve);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(errors.matches("no items found").count(), 1, "{errors}");
+}
+
+#[test]
 fn the_reference_names_every_key_and_the_environment() {
     let dir = tempfile::tempdir().unwrap();
     let output = avouch(dir.path(), &["check-config", "--reference"]);
