@@ -111,7 +111,8 @@ impl Service {
         }
     }
 
-    fn prove_client(
+    /// The client, if the proof is good; if not, the journal says why.
+    pub(super) fn prove_client(
         &self,
         proof: &ClientProof<'_>,
         origin: &Origin,

@@ -362,14 +362,21 @@ async fn a_new_password_that_the_rules_refuse_is_no_failed_guess() {
     server.login(&app, "ada").await;
 }
 
-#[tokio::test]
-async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
+/// A server where ada may have three sessions, her client, and one with every right.
+async fn server_for_three_sessions() -> (Server, pb::ClientAuthentication, pb::ClientAuthentication)
+{
     let mut options = options(StoreOptions::Memory);
     options.service.max_sessions_per_subject = 3;
     let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
     let app = server.first_party("app").await;
     let operator = server.powerful("operator").await;
     server.add_user("ada").await;
+    (server, app, operator)
+}
+
+#[tokio::test]
+async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
+    let (server, app, operator) = server_for_three_sessions().await;
     let mut sessions = Vec::new();
     for number in 0..6 {
         server.clock.advance(Duration::from_secs(1));
@@ -404,12 +411,7 @@ async fn live_sessions(
 
 #[tokio::test]
 async fn ended_sessions_do_not_hide_live_ones_from_the_limit() {
-    let mut options = options(StoreOptions::Memory);
-    options.service.max_sessions_per_subject = 3;
-    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
-    let app = server.first_party("app").await;
-    let operator = server.powerful("operator").await;
-    server.add_user("ada").await;
+    let (server, app, operator) = server_for_three_sessions().await;
     let mut sessions = Vec::new();
     for _ in 0..3 {
         server.clock.advance(Duration::from_secs(1));

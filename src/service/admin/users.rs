@@ -12,8 +12,8 @@ use crate::domain::username::Username;
 use crate::precis;
 use crate::service::Service;
 use crate::service::authenticate::{AuthenticateError, Source, account_key, hash_error};
-use crate::service::clients::{ClientError, ClientProof};
-use crate::service::journal::{Happening, Origin};
+use crate::service::clients::ClientProof;
+use crate::service::journal::Origin;
 use crate::store::{Changed, UserChange};
 
 /// A user to create.
@@ -225,19 +225,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<Option<Entry>, AdminError> {
         let now = self.now();
-        let client = self.clients.authenticate(&change.client).map_err(|error| match error {
-            ClientError::Store(error) => AdminError::Store(error),
-            ClientError::Refused(failure) => {
-                let happening = Happening::LoginFailed {
-                    subject: None,
-                    client: change.client.id.clone(),
-                    source: None,
-                    failure,
-                };
-                self.journal.record(now, origin, happening);
-                AdminError::Credential(AuthenticateError::Refused)
-            }
-        })?;
+        let client = self.prove_client(&change.client, origin, now)?;
         if !client.first_party {
             return Err(AdminError::Credential(AuthenticateError::NotFirstParty));
         }
