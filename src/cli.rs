@@ -166,6 +166,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_id_may_begin_with_a_hyphen() {
+        for id in ["-abc", "-habc", "--habc"] {
+            for line in [
+                vec!["key", "revoke", id, "--credentials", "x"],
+                vec!["key", "revoke", "--credentials", "x", id],
+                vec!["session", "get", id, "--credentials", "x"],
+                vec!["revoke", "--session", id, "--credentials", "x"],
+            ] {
+                let parsed =
+                    command().try_get_matches_from([vec!["avouch"], line.clone()].concat());
+                let cli = Cli::from_arg_matches(&parsed.expect("it parses")).unwrap();
+                assert!(format!("{cli:?}").contains(&format!("{id:?}")), "{line:?}");
+                assert!(cli.global.credentials.is_some(), "{line:?}");
+            }
+        }
+    }
+
     /// clap would fill both from one argument: `introspect FILE` once called with the token in FILE.
     #[test]
     fn no_command_has_an_argument_that_is_named_like_one_of_every_command() {

@@ -40,6 +40,8 @@ pub(super) enum Key {
     )]
     Revoke {
         /// The key's id.
+        // Ids are base64url: one in 64 begins with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         kid: String,
         /// Why; key_compromised unless it is said.
         #[arg(long, value_parser = reason)]

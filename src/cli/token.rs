@@ -172,7 +172,7 @@ struct What {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// One session, by its id.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     session: Option<String>,
     /// Everything of this subject.
     #[arg(long, value_name = "SUBJECT")]
