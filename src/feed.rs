@@ -13,12 +13,11 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::domain::claims::Claims;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::event::{Entry, Event, Revocation, Target};
-use crate::domain::ids::{Cursor, KeyId, LogId, Revision};
-use crate::domain::view::{RevokedBy, View};
+use crate::domain::ids::{Cursor, LogId, Revision};
+use crate::domain::view::{Marks, RevokedBy, View};
 use crate::store::{EntryObserver, Store, StoreError};
 
 pub mod filter;
@@ -58,8 +57,8 @@ struct Shared {
     encoder: Arc<dyn Encoder>,
     settings: FeedSettings,
     log_id: LogId,
-    /// Locked after `ring` where both are, so that a check of the view belongs to one position.
-    view: RwLock<View>,
+    /// Changed under `ring`, so that a digest taken under it belongs to one position.
+    view: View,
     /// What a snapshot shows in full: everything but tokens and sessions.
     coarse: Mutex<BTreeMap<Revision, Revocation>>,
     ring: Mutex<Ring>,
@@ -96,10 +95,9 @@ impl Shared {
 
     /// Adds entries to the view. Twice is as good as once, and so is any order.
     fn apply(&self, entries: &[Entry]) {
-        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         for entry in entries {
             if let Event::Revocation(revocation) = &entry.event {
-                view.apply(revocation);
+                self.view.apply(revocation);
                 if !matches!(revocation.target, Target::Token { .. } | Target::Session { .. }) {
                     self.coarse().insert(entry.revision, revocation.clone());
                 }
@@ -174,7 +172,7 @@ impl Feed {
         const PAGE: usize = 1024;
         let shared = Arc::new(Shared {
             log_id: store.head().log_id,
-            view: RwLock::default(),
+            view: View::default(),
             coarse: Mutex::default(),
             ring: Mutex::new(Ring::new(settings.ring_entries, settings.ring_bytes)),
             head: watch::Sender::new(Revision(0)),
@@ -219,9 +217,9 @@ impl Feed {
         Ok(Arc::new(Self { shared, tasks }))
     }
 
-    /// What revokes a token with these claims, signed by `key`, if anything does.
-    pub fn check(&self, claims: &Claims, key: &KeyId) -> Option<RevokedBy> {
-        self.shared.view.read().unwrap_or_else(PoisonError::into_inner).check(claims, key)
+    /// What revokes a token with these marks, if anything does.
+    pub fn revoked_by(&self, marks: &Marks) -> Option<RevokedBy> {
+        self.shared.view.revoked_by(marks)
     }
 
     /// The newest position that the view has.
@@ -356,7 +354,7 @@ impl Feed {
             as_of,
             ring_entries,
             ring_bytes,
-            live: self.shared.view.read().unwrap_or_else(PoisonError::into_inner).len(),
+            live: self.shared.view.len(),
             cut: self.shared.cut.load(Ordering::Relaxed),
             reread: self.shared.reread.load(Ordering::Relaxed),
         }

@@ -62,7 +62,7 @@ pub(super) async fn follow(
         match event {
             WatchEvent::Connected { .. } => (connected, token_is_new) = (true, false),
             WatchEvent::Synced(fresh) => {
-                let held = watch.view().read().unwrap_or_else(PoisonError::into_inner).len();
+                let held = watch.view().load().len();
                 tell(Update::Synced(fresh.through.revision.0, held))?;
             }
             WatchEvent::Batch(revocations, _) => tell(Update::Revoked(revocations, arrived))?,

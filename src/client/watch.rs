@@ -1,9 +1,10 @@
 //! Follows WatchRevocations for good: holds the live set, resumes where it was, and tells a dead
 //! stream from a quiet one. Knows nothing of tokens and their verification.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -19,7 +20,8 @@ use crate::pb::v1;
 
 mod apply;
 
-use apply::{apply_chunk, apply_revocation, moment, read_cursor};
+use apply::{apply_chunk, apply_revocation, read_cursor};
+pub(crate) use apply::{changed, moment};
 
 /// The shortest and the longest wait before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -33,6 +35,9 @@ const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Gives the value of `authorization` for the next call.
 pub type Authorization = Arc<dyn Fn() -> Option<MetadataValue<Ascii>> + Send + Sync>;
+
+/// The set that is in force, put in place whole when another one takes over.
+pub type SharedView = Arc<ArcSwap<View>>;
 
 /// What to follow, and how.
 #[derive(Clone)]
@@ -49,6 +54,9 @@ pub struct WatchSettings {
     pub subscriber_id: String,
     /// The credential, when it is not the certificate.
     pub authorization: Option<Authorization>,
+    /// The most entries to hold. What comes over it is left out, and the server has to be asked about
+    /// tokens that it might concern ([`View::with_limit`]).
+    pub max_entries: u64,
 }
 
 impl WatchSettings {
@@ -61,6 +69,7 @@ impl WatchSettings {
             max_frame_bytes: 0,
             subscriber_id: String::new(),
             authorization: None,
+            max_entries: u64::MAX,
         }
     }
 }
@@ -169,7 +178,7 @@ impl Live {
 pub struct Watch {
     settings: WatchSettings,
     entropy: Arc<dyn Entropy>,
-    view: Arc<RwLock<View>>,
+    view: SharedView,
     /// The set that is being fetched; the old one stays in force until this one is complete.
     pending: Option<View>,
     /// Everything up to here is applied.
@@ -185,10 +194,11 @@ pub struct Watch {
 impl Watch {
     /// Follows as `settings` say; `entropy` spreads the retries.
     pub fn new(settings: WatchSettings, entropy: Arc<dyn Entropy>) -> Self {
+        let view = Arc::new(ArcSwap::from_pointee(View::with_limit(settings.max_entries)));
         Self {
             settings,
             entropy,
-            view: Arc::default(),
+            view,
             pending: None,
             cursor: None,
             fresh: None,
@@ -200,7 +210,7 @@ impl Watch {
     }
 
     /// The set. It is complete once [`Watch::fresh`] says something.
-    pub fn view(&self) -> Arc<RwLock<View>> {
+    pub fn view(&self) -> SharedView {
         Arc::clone(&self.view)
     }
 
@@ -307,7 +317,7 @@ impl Watch {
             Frame::Start(start) => Ok(Some(self.begin(start))),
             Frame::KeySet(keys) => Ok(Some(WatchEvent::KeySet(keys))),
             Frame::Reset(_) => {
-                self.pending = Some(View::default());
+                self.pending = Some(self.empty_view());
                 Ok(Some(WatchEvent::Reset))
             }
             Frame::Snapshot(chunk) => self.change(|view| apply_chunk(view, &chunk)).map(|()| None),
@@ -335,7 +345,7 @@ impl Watch {
                     received,
                 )?;
                 if let Some(complete) = self.pending.take() {
-                    *self.view.write().unwrap_or_else(PoisonError::into_inner) = complete;
+                    self.view.store(Arc::new(complete));
                 }
                 self.tries = 0;
                 self.cursor = Some(fresh.through);
@@ -348,7 +358,7 @@ impl Watch {
                 let fresh =
                     self.fresh_of(beat.through.as_ref(), beat.as_of_time.as_ref(), sent, received)?;
                 self.advance(fresh);
-                self.view.write().unwrap_or_else(PoisonError::into_inner).expire(fresh.sent);
+                self.view.load().expire(fresh.sent);
                 self.verify(beat.digest)?;
                 Ok(Some(WatchEvent::Heartbeat(fresh)))
             }
@@ -385,7 +395,7 @@ impl Watch {
 
     fn begin(&mut self, start: v1::WatchStart) -> WatchEvent {
         // Without a resume a whole set follows. What is in force stays so until that is complete.
-        self.pending = (!start.resumed).then(View::default);
+        self.pending = (!start.resumed).then(|| self.empty_view());
         if let Some(live) = &mut self.live {
             live.watch_id.clone_from(&start.watch_id);
             let heartbeat = start.heartbeat_interval.and_then(|it| Duration::try_from(it).ok());
@@ -396,10 +406,14 @@ impl Watch {
         WatchEvent::Connected { watch_id: start.watch_id, resumed: start.resumed }
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut View) -> Option<()>) -> Result<(), Lost> {
-        let changed = match &mut self.pending {
+    fn empty_view(&self) -> View {
+        View::with_limit(self.settings.max_entries)
+    }
+
+    fn change(&self, change: impl FnOnce(&View) -> Option<()>) -> Result<(), Lost> {
+        let changed = match &self.pending {
             Some(pending) => change(pending),
-            None => change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner)),
+            None => change(&self.view.load()),
         };
         changed.ok_or(MALFORMED)
     }
@@ -420,7 +434,11 @@ impl Watch {
         let Some(after) = digest.counted_after_time.as_ref().and_then(moment) else {
             return Ok(());
         };
-        let own = self.view.read().unwrap_or_else(PoisonError::into_inner).digest(after);
+        let view = self.view.load();
+        let own = view.digest(after);
+        if view.is_partial() {
+            return Ok(());
+        }
         if own.count == digest.live_count && own.xor == digest.xor_of_keys {
             return Ok(());
         }

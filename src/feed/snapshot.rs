@@ -121,13 +121,10 @@ fn fill_open(step: &mut Step, shared: &Shared, chunk: &mut Chunk, room: &mut Roo
             }
             Step::Bucket(kind, end, keys) => {
                 if keys.is_empty() {
-                    let view =
-                        shared.view.read().unwrap_or_else(std::sync::PoisonError::into_inner);
                     let next = match kind {
-                        PackedKind::Token => view.token_bucket_after(*end),
-                        PackedKind::Session => view.session_bucket_after(*end),
+                        PackedKind::Token => shared.view.token_bucket_after(*end),
+                        PackedKind::Session => shared.view.session_bucket_after(*end),
                     };
-                    drop(view);
                     *step = match (next, *kind) {
                         (Some((end, keys)), kind) => Step::Bucket(kind, end, keys),
                         (None, PackedKind::Token) => {

@@ -2,8 +2,8 @@
 //! and cut those that take nothing.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
@@ -79,9 +79,7 @@ pub(super) async fn prove(shared: &Shared) {
     }
     let counted_after = counted_after(as_of);
     // Under the ring's lock, so that the view stands exactly at the ring's head.
-    let view = shared.view.read().unwrap_or_else(PoisonError::into_inner);
-    let digest = view.digest(counted_after);
-    drop(view);
+    let digest = shared.view.digest(counted_after);
     ring.set_check(Check { digest, counted_after });
 }
 
@@ -93,7 +91,7 @@ pub(super) fn counted_after(now: Timestamp) -> Timestamp {
 
 fn expire(shared: &Shared) {
     let now = shared.clock.now();
-    shared.view.write().unwrap_or_else(PoisonError::into_inner).expire(now);
+    shared.view.expire(now);
     shared.coarse().retain(|_, revocation| now < revocation.expires_at);
 }
 

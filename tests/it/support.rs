@@ -1,4 +1,5 @@
 //! What several tests need.
 
+pub(crate) mod proxy;
 pub(crate) mod serve;
 pub(crate) mod world;
