@@ -4,7 +4,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -216,11 +216,25 @@ fn sync_files(path: &Path, sled_path: &Path) -> io::Result<()> {
     }
     sync_dir(sled_path)?;
     sync_dir(path)?;
-    // Who may not read the parent did not create the directory, and has nothing to sync there.
-    match path.canonicalize()?.parent().map_or(Ok(()), sync_dir) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        synced => synced,
+    sync_ancestors(path)
+}
+
+/// Whoever created the directory may have created those above it, too, and none of these names is on
+/// the disk before the directory that holds it is synced. Another file system was there already.
+fn sync_ancestors(path: &Path) -> io::Result<()> {
+    let path = path.canonicalize()?;
+    let device = path.metadata()?.dev();
+    for ancestor in path.ancestors().skip(1) {
+        if ancestor.metadata()?.dev() != device {
+            break;
+        }
+        match sync_dir(ancestor) {
+            // Who may not read it created nothing in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            synced => synced?,
+        }
     }
+    Ok(())
 }
 
 fn files_of(dir: &Path) -> io::Result<Vec<PathBuf>> {
