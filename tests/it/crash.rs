@@ -23,25 +23,25 @@ use crate::process::{Addresses, Cast, PATIENCE, Process, channel, identity, metr
 
 /// One session as its client knows it.
 #[derive(Clone, Debug)]
-struct Line {
-    session: String,
+pub(crate) struct Line {
+    pub(crate) session: String,
     /// The refresh tokens that were acknowledged, oldest first.
-    refresh: Vec<String>,
+    pub(crate) refresh: Vec<String>,
     /// The access tokens likewise.
-    access: Vec<String>,
+    pub(crate) access: Vec<String>,
     /// What became of its revocation.
-    revoked: Revoked,
+    pub(crate) revoked: Revoked,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Revoked {
+pub(crate) enum Revoked {
     NotAsked,
     Unanswered,
     Acknowledged,
 }
 
 impl Line {
-    fn new(tokens: pb::TokenSet) -> Self {
+    pub(crate) fn new(tokens: pb::TokenSet) -> Self {
         let mut line = Self {
             session: tokens.session_id.clone(),
             refresh: Vec::new(),
@@ -52,24 +52,28 @@ impl Line {
         line
     }
 
-    fn push(&mut self, tokens: pb::TokenSet) {
+    pub(crate) fn push(&mut self, tokens: pb::TokenSet) {
         self.refresh.push(tokens.refresh_token);
         self.access.push(tokens.access_token);
     }
 
-    fn current(&self) -> &str {
+    pub(crate) fn current(&self) -> &str {
         self.refresh.last().expect("a line begins with a login")
     }
 }
 
-type Identity = IdentityServiceClient<Channel>;
+pub(crate) type Identity = IdentityServiceClient<Channel>;
 
-async fn login(identity: &mut Identity, cast: &Cast) -> Result<pb::TokenSet, Status> {
+pub(crate) async fn login(identity: &mut Identity, cast: &Cast) -> Result<pb::TokenSet, Status> {
     let request = password_login(&cast.login, "ada", &cast.password);
     Ok(identity.authenticate(request).await?.into_inner().tokens.expect("tokens"))
 }
 
-async fn refresh(i: &mut Identity, cast: &Cast, token: &str) -> Result<pb::TokenSet, Status> {
+pub(crate) async fn refresh(
+    i: &mut Identity,
+    cast: &Cast,
+    token: &str,
+) -> Result<pb::TokenSet, Status> {
     let request = pb::RefreshRequest {
         client: Some(cast.login.clone()),
         refresh_token: token.to_owned(),
@@ -87,7 +91,7 @@ async fn revoke(i: &mut Identity, cast: &Cast, session: &str) -> Result<(), Stat
     i.revoke(request).await.map(drop)
 }
 
-async fn active(i: &mut Identity, cast: &Cast, token: &str) -> bool {
+pub(crate) async fn active(i: &mut Identity, cast: &Cast, token: &str) -> bool {
     let request = pb::IntrospectRequest {
         client: Some(cast.admin.clone()),
         token: token.to_owned(),
@@ -143,7 +147,7 @@ async fn load(channel: Channel, cast: Cast, seed: u64, progress: Progress) -> Ve
 }
 
 /// Holds everything that was acknowledged against the server.
-async fn check(addresses: &Addresses, cast: &Cast, lines: &[Line]) {
+pub(crate) async fn check(addresses: &Addresses, cast: &Cast, lines: &[Line]) {
     let mut server = identity(addresses).await;
     for line in lines {
         match line.revoked {
@@ -272,7 +276,7 @@ async fn a_first_start_that_is_killed_leaves_nothing_that_nobody_can_open() {
     }
 }
 
-async fn admin_token(addresses: &Addresses, cast: &Cast) -> String {
+pub(crate) async fn admin_token(addresses: &Addresses, cast: &Cast) -> String {
     let request = pb::AuthenticateRequest {
         client: Some(cast.admin.clone()),
         grant: Some(pb::authenticate_request::Grant::ClientCredentials(
