@@ -239,7 +239,8 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let metrics = Arc::clone(&deps.metrics);
     let bound = build(options(&config, encryption_key)?, deps).await?;
     let service = Arc::clone(&bound.service);
-    let made = bootstrap::first_credentials(&service, &data, config.dev).await?;
+    let lifetimes = config.tokens.lifetimes();
+    let made = bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?;
     let facts = Started {
         grpc: bound.grpc_address,
         public: bound.public_address,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use avouch::domain::entropy::{Entropy, SeededEntropy};
 use avouch::pb::v1 as pb;
+use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::revoke_request::Target;
@@ -286,6 +287,26 @@ pub(crate) async fn admin_token(addresses: &Addresses, cast: &Cast) -> String {
     };
     let answer = identity(addresses).await.authenticate(request).await.expect("a login");
     answer.into_inner().tokens.expect("tokens").access_token
+}
+
+/// The tests here restart servers within the retry window of their configuration, but the clients of
+/// the first start had the built-in one of 10 s.
+#[tokio::test]
+async fn the_first_clients_live_by_the_configuration() {
+    let (_home, data) = home();
+    let mut process = Process::start(&data, &[("tokens.access_lifetime", "2m")]);
+    let addresses = process.serving().await;
+    let token = admin_token(&addresses, &Cast::of(&data)).await;
+    let mut server = AdminServiceClient::new(channel(&addresses).await);
+    for client in ["login", "admin"] {
+        let request = pb::GetClientRequest { client_id: client.to_owned() };
+        let answer = server.get_client(bearer(request, &token)).await.expect("it is there");
+        let client = answer.into_inner().client.expect("a client");
+        let seconds = |duration: Option<prost_types::Duration>| duration.map(|it| it.seconds);
+        assert_eq!(seconds(client.retry_window), Some(300));
+        assert_eq!(seconds(client.access_token_lifetime), Some(120));
+    }
+    process.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
