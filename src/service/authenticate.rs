@@ -1,6 +1,7 @@
 //! Authenticate: a credential for tokens.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::{ClientError, ClientProof};
@@ -116,8 +117,9 @@ impl Service {
         proof: &ClientProof<'_>,
         origin: &Origin,
         now: Timestamp,
-    ) -> Result<Client, AuthenticateError> {
-        self.clients.authenticate(proof).map_err(|error| match error {
+    ) -> Result<Arc<Client>, AuthenticateError> {
+        // From memory; before anything is given out, `is_still_good` asks the store.
+        self.clients.authenticate_recent(proof, now).map_err(|error| match error {
             ClientError::Store(error) => AuthenticateError::Store(error),
             ClientError::Refused(failure) => {
                 let happening = Happening::LoginFailed {
@@ -134,7 +136,7 @@ impl Service {
 
     fn authenticate_client(
         &self,
-        client: Client,
+        client: Arc<Client>,
         scope: Names,
         audience: Names,
         origin: &Origin,
@@ -167,8 +169,12 @@ impl Service {
             epochs,
         };
         let tokens = self.sign(claims, None).map_err(AuthenticateError::Internal)?;
-        let happening =
-            Happening::LoginSucceeded { subject, client: client.id, session: None, evicted: None };
+        let happening = Happening::LoginSucceeded {
+            subject,
+            client: client.id.clone(),
+            session: None,
+            evicted: None,
+        };
         self.journal.record(now, origin, happening);
         Ok(tokens)
     }
@@ -196,7 +202,7 @@ impl Service {
         if !self.is_still_good(&client)? {
             let happening = Happening::LoginFailed {
                 subject: Some(user.subject),
-                client: Some(client.id),
+                client: Some(client.id.clone()),
                 source: source.text,
                 failure: Failure::StaleCredential,
             };
@@ -233,7 +239,7 @@ impl Service {
             Opened::Stale => {
                 let happening = Happening::LoginFailed {
                     subject: Some(user.subject),
-                    client: Some(client.id),
+                    client: Some(client.id.clone()),
                     source: source.text,
                     failure: Failure::StaleCredential,
                 };
@@ -246,7 +252,7 @@ impl Service {
             .map_err(AuthenticateError::Internal)?;
         let happening = Happening::LoginSucceeded {
             subject: user.subject,
-            client: client.id,
+            client: client.id.clone(),
             session: Some(session.id),
             evicted,
         };
@@ -428,7 +434,7 @@ impl Service {
 }
 
 struct Attempt {
-    client: Client,
+    client: Arc<Client>,
     scope: Names,
     audience: Names,
     device: Device,
