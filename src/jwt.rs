@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use aws_lc_rs::encoding::AsDer as _;
@@ -20,13 +21,14 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::crypto::sha256;
 use crate::domain::claims::Claims;
 use crate::domain::clock::Timestamp;
-use crate::domain::ids::{Epoch, Epochs, KeyId};
+use crate::domain::ids::{Epoch, Epochs, KeyId, SessionId, TokenId};
 use crate::domain::key::{Algorithm, PublicKey};
 use crate::domain::scope::Names;
 use crate::domain::secret::SecretText;
@@ -211,8 +213,9 @@ impl SigningKey {
     /// # Errors
     /// When the token would be too long, or the library fails.
     pub fn encode(&self, claims: &Claims) -> Result<SecretText, EncodeError> {
-        let payload =
-            serde_json::to_vec(&ClaimsOut::from(claims)).map_err(|_| EncodeError::Signing)?;
+        let mut payload = Vec::with_capacity(640);
+        serde_json::to_writer(&mut payload, &ClaimsOut::from(claims))
+            .map_err(|_| EncodeError::Signing)?;
         // The full length up front: a string that grows leaves copies of the token behind.
         let signature_len = match &self.pair {
             Pair::Ec(_) | Pair::Ed(_) => 64,
@@ -535,17 +538,30 @@ struct ClaimsOut<'a> {
     exp: u64,
     iat: u64,
     nbf: u64,
-    jti: String,
+    jti: Shown<TokenId>,
     client_id: &'a str,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    scope: String,
+    #[serde(skip_serializing_if = "is_none")]
+    scope: Shown<&'a Names>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sid: Option<String>,
+    sid: Option<Shown<SessionId>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     auth_time: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     amr: Vec<&'a str>,
     epo: [u32; 3],
+}
+
+/// Written as it is shown, without a text of its own.
+struct Shown<T>(T);
+
+impl<T: fmt::Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
+fn is_none(names: &Shown<&Names>) -> bool {
+    names.0.is_empty()
 }
 
 #[derive(Serialize)]
@@ -568,10 +584,10 @@ impl<'a> From<&'a Claims> for ClaimsOut<'a> {
             exp: claims.expires_at.as_secs(),
             iat: claims.issued_at.as_secs(),
             nbf: claims.not_before.as_secs(),
-            jti: claims.token_id.to_string(),
+            jti: Shown(claims.token_id),
             client_id: claims.client.as_str(),
-            scope: claims.scope.to_string(),
-            sid: claims.session.map(|sid| sid.to_string()),
+            scope: Shown(&claims.scope),
+            sid: claims.session.map(Shown),
             auth_time: claims.authenticated_at.map(Timestamp::as_secs),
             amr: claims.methods.iter().collect(),
             epo: [claims.epochs.global.0, claims.epochs.client.0, claims.epochs.subject.0],
@@ -589,7 +605,8 @@ struct ClaimsIn<'a> {
     iss: Cow<'a, str>,
     #[serde(borrow)]
     sub: Cow<'a, str>,
-    aud: AudienceIn,
+    #[serde(borrow)]
+    aud: AudienceIn<'a>,
     exp: u64,
     iat: u64,
     #[serde(default, deserialize_with = "present")]
@@ -598,22 +615,61 @@ struct ClaimsIn<'a> {
     jti: Cow<'a, str>,
     #[serde(borrow)]
     client_id: Cow<'a, str>,
-    #[serde(default, deserialize_with = "present")]
-    scope: Option<String>,
-    #[serde(default, deserialize_with = "present")]
-    sid: Option<String>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    scope: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    sid: Option<Text<'a>>,
     #[serde(default, deserialize_with = "present")]
     auth_time: Option<u64>,
-    #[serde(default, deserialize_with = "present")]
-    amr: Option<Vec<String>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    amr: Option<Vec<Text<'a>>>,
     epo: [u32; 3],
 }
 
+/// A text, borrowed unless it has escapes. Within an option or a list serde borrows no bare `Cow`.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum AudienceIn {
-    One(String),
-    Many(Vec<String>),
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl AsRef<str> for Text<'_> {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One text or a list of them (RFC 7519 section 4.1.3).
+struct AudienceIn<'a>(Vec<Text<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for AudienceIn<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(AudienceVisitor(PhantomData))
+    }
+}
+
+struct AudienceVisitor<'a>(PhantomData<&'a ()>);
+
+impl<'de: 'a, 'a> Visitor<'de> for AudienceVisitor<'a> {
+    type Value = AudienceIn<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an audience or a list of audiences")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(AudienceIn(vec![Text(text.into())]))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(AudienceIn(vec![Text(text.to_owned().into())]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut names = Vec::new();
+        while let Some(name) = list.next_element()? {
+            names.push(name);
+        }
+        Ok(AudienceIn(names))
+    }
 }
 
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
@@ -622,20 +678,16 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
 
 impl ClaimsIn<'_> {
     fn into_claims(self) -> Option<Claims> {
-        let audience = match self.aud {
-            AudienceIn::One(name) => Names::new([name]),
-            AudienceIn::Many(names) => Names::new(names),
-        };
-        let audience = audience.ok().filter(|names| !names.is_empty())?;
+        let audience = Names::new(self.aud.0).ok().filter(|names| !names.is_empty())?;
         let [global, client, subject] = self.epo.map(Epoch);
         Some(Claims {
             issuer: self.iss.into(),
             subject: self.sub.parse().ok()?,
             audience,
             client: self.client_id.parse().ok()?,
-            scope: self.scope.as_deref().unwrap_or_default().parse().ok()?,
+            scope: self.scope.as_ref().map_or("", Text::as_ref).parse().ok()?,
             token_id: self.jti.parse().ok()?,
-            session: self.sid.map(|sid| sid.parse()).transpose().ok()?,
+            session: self.sid.map(|sid| sid.as_ref().parse()).transpose().ok()?,
             issued_at: Timestamp::from_secs(self.iat),
             not_before: Timestamp::from_secs(self.nbf.unwrap_or(self.iat)),
             expires_at: Timestamp::from_secs(self.exp),

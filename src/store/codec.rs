@@ -34,7 +34,7 @@ use crate::domain::ids::{
 use crate::domain::key::{
     Algorithm, KeyRecord, KeyState, MacKeyId, MacKeyRecord, MacKeyState, PublicKey,
 };
-use crate::domain::scope::Names;
+use crate::domain::scope::{MAX_NAMES, Names};
 use crate::domain::secret::{SecretBytes, SecretText};
 use crate::domain::session::{Device, Revoked, Session};
 use crate::domain::throttle::Attempts;
@@ -162,7 +162,10 @@ struct Writer(Vec<u8>);
 
 impl Writer {
     fn new(version: u8) -> Self {
-        Self(vec![version])
+        // Most records fit without growing.
+        let mut bytes = Vec::with_capacity(256);
+        bytes.push(version);
+        Self(bytes)
     }
 
     fn u8(&mut self, value: u8) -> &mut Self {
@@ -310,8 +313,8 @@ impl<'a> Reader<'a> {
     }
 
     fn names(&mut self) -> Read<Names> {
-        let len = self.uint()?;
-        let mut names = Vec::new();
+        let len = usize::try_from(self.uint()?).map_err(|_| self.corrupt())?;
+        let mut names = Vec::with_capacity(len.min(MAX_NAMES));
         for _ in 0..len {
             names.push(self.text()?);
         }
