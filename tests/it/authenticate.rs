@@ -7,13 +7,14 @@ use avouch::app::{Options, StoreOptions};
 use avouch::domain::caller::Caller;
 use avouch::domain::client::{Client, ClientType};
 use avouch::domain::clock::ManualClock;
-use avouch::domain::event::{Reason, Target};
+use avouch::domain::event::{Cause, Initiator, Reason, Target};
 use avouch::domain::scope::Names;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::password::HashParams;
 use avouch::pb::v1 as pb;
 use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Failure, Happening, Origin};
+use avouch::store::{Changed, ClientChange};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -496,4 +497,33 @@ async fn two_users_with_one_password_have_two_hashes_and_no_plain_text() {
     let (ada, eve) = (hash("ada").await, hash("eve").await);
     assert_ne!(ada, eve);
     assert!(ada.starts_with("$argon2id$") && !ada.contains(PASSWORD));
+}
+
+/// The moment between the commit that disables a client and the news of it in the service, where the
+/// registration is still in memory.
+#[tokio::test]
+async fn a_client_that_was_disabled_this_moment_gets_nothing() {
+    let server = Server::start().await;
+    let app = server.first_party("app").await;
+    server.add_user("ada").await;
+    let tokens = server.login(&app, "ada").await;
+    let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
+    let id = app.client_id.parse().expect("an id");
+    let disabled = ClientChange::Disabled(true);
+    let changed = server.service.store().change_client(id, disabled, Some(cause), NOW).await;
+    assert!(matches!(changed, Ok(Changed::Done(_, Some(_)))));
+    let by_secret = pb::AuthenticateRequest {
+        client: Some(app.clone()),
+        grant: Some(pb::authenticate_request::Grant::ClientCredentials(
+            pb::ClientCredentialsGrant {},
+        )),
+        ..Default::default()
+    };
+    for (request, what) in
+        [(by_secret, "by its secret"), (password_login(&app, "ada", PASSWORD), "by password")]
+    {
+        assert_refused(&try_login(&server, request).await.expect_err(what), what);
+    }
+    let status = server.refresh(&app, &tokens.refresh_token).await.expect_err("disabled");
+    assert_refused(&status, "by refresh");
 }

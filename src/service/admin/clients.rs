@@ -173,9 +173,10 @@ impl Service {
         origin: &Origin,
     ) -> Result<(Client, Option<Entry>), AdminError> {
         let now: Timestamp = self.now();
-        let changed = self.store.change_client(id.clone(), change, cause, now).await?;
+        let changed = self.store.change_client(id.clone(), change, cause, now).await;
+        // Whatever came of it: an error may leave the outcome open.
         self.clients.forget(&id);
-        match changed {
+        match changed? {
             Changed::Unknown => Err(AdminError::NotFound),
             Changed::NameTaken => Err(AdminError::Taken),
             Changed::Stale => Err(AdminError::Internal("a client has no condition")),
@@ -199,8 +200,9 @@ impl Service {
     ) -> Result<Option<Entry>, AdminError> {
         self.may_administer(caller, "delete_client", origin)?;
         let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
-        let revoked = self.store.delete_client(id.clone(), cause, self.now()).await?;
+        let revoked = self.store.delete_client(id.clone(), cause, self.now()).await;
         self.clients.forget(&id);
+        let revoked = revoked?;
         let entry = revoked.entry().cloned();
         self.administered("client_deleted", caller, None, Some(&id), entry.as_ref(), origin);
         Ok(entry)

@@ -234,6 +234,9 @@ impl Service {
         let proved =
             self.prove_user(&client, &change.username, present, &source, origin, now).await?;
         let (user, epochs, account) = proved;
+        if !self.is_still_good(&client)? {
+            return Err(AdminError::Credential(AuthenticateError::Refused));
+        }
         // It was no failed guess, whatever the rules say of the new password.
         self.store.clear_attempts(account, Some(source.key), now).await?;
         let hash =
@@ -241,7 +244,7 @@ impl Service {
         let caller = Caller {
             identity: Identity::Subject {
                 subject: user.subject.clone(),
-                client: client.id,
+                client: client.id.clone(),
                 session: None,
             },
             grants: Vec::new(),
