@@ -14,10 +14,11 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::health::Step;
 use super::mark::Mark;
+use super::pack;
 use super::record::{META_KEY, Meta, seal, unseal};
 use super::sealer::{Decided, Sealing};
 use crate::store::StoreError;
-use crate::store::engine::{Answer, Commit, Decision, Value};
+use crate::store::engine::{Answer, Commit, Decision, Value, is_index_key};
 use crate::store::group::Group;
 
 /// How old what is known of the disk's room may be when a group is admitted.
@@ -111,8 +112,12 @@ impl Committer {
         meta: &mut Meta,
     ) -> Result<(), String> {
         let db = &self.shared.db;
+        let mut packs = BTreeMap::new();
+        let entries = writes.iter().filter(|(key, _)| is_index_key(key));
+        pack::repack(db, entries.map(|(key, value)| (key, value.is_some())), &mut packs)?;
+        let records = writes.iter().filter(|(key, _)| !is_index_key(key));
         let mut batch = sled::Batch::default();
-        for (key, value) in writes {
+        for (key, value) in records.chain(&packs) {
             if let Some(old) = sled::Tree::get(db, key).map_err(|error| error.to_string())? {
                 let (_, print) = unseal(key, &old).ok_or("a record does not match its checksum")?;
                 meta.digest = meta.digest.wrapping_sub(print);
