@@ -163,7 +163,7 @@ async fn write(engine: &Arc<SledEngine>, bytes: usize) {
 
 /// Counts a writer's two records up, with an event that says so, and an index entry for the upper
 /// half of the counts.
-fn step(writer: u64, bytes: usize) -> Decision {
+pub(super) fn step(writer: u64, bytes: usize) -> Decision {
     Box::new(move |txn| {
         let next = number(txn.get(&half(b'a', writer))?.as_deref()) + 1;
         txn.put(half(b'a', writer), next.to_be_bytes().to_vec());
