@@ -63,7 +63,9 @@ pub(super) fn open(
 ) -> Result<Opened, OpenError> {
     let done = AtomicBool::new(false);
     thread::scope(|threads| {
-        threads.spawn(|| read_ahead(&path.join(DATABASE).join("db"), &done));
+        // Without the thread it is only slower.
+        _ = thread::Builder::new()
+            .spawn_scoped(threads, || read_ahead(&path.join(DATABASE).join("db"), &done));
         let opened = open_and_check(path, settings, new_log_id);
         done.store(true, Ordering::Relaxed);
         opened

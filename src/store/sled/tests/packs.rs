@@ -34,7 +34,7 @@ async fn entries_share_records_and_leave_none_behind() {
     }
     let records =
         || engine.shared.db.iter().keys().filter(|key| is_index_key(key.as_ref().unwrap()));
-    assert!((20..400).contains(&records().count()), "{}", records().count());
+    assert!((20..700).contains(&records().count()), "{}", records().count());
     let all = KeyRange::prefix(b"i");
     assert_eq!(engine.scan(&all, Order::Ascending, usize::MAX).unwrap().len(), entries.len());
     for record in engine.shared.db.iter() {
