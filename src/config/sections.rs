@@ -81,7 +81,7 @@ section! {
     Store {
         /// The data directory. Required; with --dev ./avouch-data.
         path: Option<PathBuf> = None,
-        /// Memory for the store's cache.
+        /// Memory for records that were read. What is stored takes more beside it.
         cache_bytes: Bytes = Bytes(64 << 20),
         /// Stop writes when the disk has less room than this.
         min_free_bytes: Bytes = Bytes(256 << 20),
