@@ -220,7 +220,6 @@ pub fn revoke(error: RevokeError) -> Status {
 pub fn introspect(error: IntrospectError) -> Status {
     match error {
         IntrospectError::Anonymous => caller_unknown(),
-        IntrospectError::Denied => denied(),
         IntrospectError::Wait(error) => watch(error),
         IntrospectError::Store(error) => store(error),
     }
