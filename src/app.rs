@@ -446,8 +446,9 @@ impl Bound {
             tracing::error!(%why, "the store has failed; the server stops so that it is checked when it opens again");
         }
         readiness.drain();
-        health.not_serving().await;
+        // First, so that nothing says SERVING again.
         background.shutdown().await;
+        health.drain().await;
         service.feed().drain();
         stop_grpc.cancel();
         let drained = grpc.await.unwrap_or(DrainSummary { drained: 0, aborted: 0 });

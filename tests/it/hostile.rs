@@ -467,7 +467,8 @@ async fn health_names_every_service_and_says_so_before_it_goes() {
     let unknown = HealthCheckRequest { service: "avouch.v1.Nothing".to_owned() };
     let status = HealthClient::new(server.channel.clone()).check(unknown).await.expect_err("none");
     assert_eq!(status.code(), Code::NotFound);
-    // Whoever watches hears of the drain before the connection ends.
+    // Whoever watches hears of the drain, and then the stream ends: one that is left open, as by a
+    // probe or a load balancer, must not hold the drain until its deadline.
     let mut watches = Vec::new();
     for service in SERVICES {
         let request = HealthCheckRequest { service: service.to_owned() };
@@ -478,12 +479,17 @@ async fn health_names_every_service_and_says_so_before_it_goes() {
         watches.push((service, watch));
     }
     let stopping = tokio::spawn(server.stop());
+    let mut held = Vec::new();
     for (service, mut watch) in watches {
         let next = timeout(PATIENCE, watch.message()).await.expect("in time");
         let next = next.expect("a message").expect("more");
         assert_eq!(next.status(), ServingStatus::NotServing, "{service}");
+        let end = timeout(PATIENCE, watch.message()).await.expect("in time");
+        assert_eq!(end.expect("a good end"), None, "{service}");
+        held.push(watch);
     }
-    timeout(PATIENCE, stopping).await.expect("in time").expect("it stops");
+    let ended = timeout(PATIENCE, stopping).await.expect("in time").expect("it stops");
+    assert_eq!(ended.drained.aborted, 0, "nothing was cut");
 }
 
 #[tokio::test]
