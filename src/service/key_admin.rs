@@ -415,6 +415,7 @@ mod tests {
     use crate::domain::event::MAX_ACCESS_LIFETIME;
     use crate::domain::ids::LogId;
     use crate::domain::secret::SecretBytes;
+    use crate::store::fault::{Fault, FaultEngine};
     use crate::store::ledger::Ledger;
     use crate::store::memory::MemoryEngine;
 
@@ -428,16 +429,45 @@ mod tests {
         }
     }
 
+    fn keeper(store: Arc<dyn Store>, entropy: Arc<dyn Entropy>) -> KeyKeeper {
+        KeyKeeper {
+            store,
+            sealer: Arc::new(Sealer::new(&SecretBytes::new([1; 32])).unwrap()),
+            entropy,
+            policy: RingPolicy::new(Algorithm::Es256, MAX_ACCESS_LIFETIME),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_rotated_as_it_is_announced_is_answered_as_it_was_announced() {
+        let now = Timestamp::from_secs(1_000_000);
+        let engine = FaultEngine::new(MemoryEngine::new(LogId::from_bytes([1; 16])));
+        let ledger = Arc::new(Ledger::new(engine));
+        let keeper = keeper(Arc::clone(&ledger) as Arc<dyn Store>, Arc::new(SeededEntropy::new(1)));
+        keeper.open(now).await.unwrap();
+        ledger.engine().fail_next(Fault::HoldAnswer);
+        let announcing = tokio::spawn({
+            let keeper = keeper.clone();
+            async move { keeper.announce(Algorithm::Es256, now).await }
+        });
+        let announced = |record: &KeyRecord| record.state == KeyState::Announced;
+        while !ledger.ring().unwrap().keys.iter().any(announced) {
+            tokio::task::yield_now().await;
+        }
+        let signing = keeper.rotate(now).await.unwrap();
+        ledger.engine().release();
+        let announced = announcing.await.unwrap().unwrap();
+        assert_eq!((announced.id, announced.state), (signing.id, KeyState::Announced));
+        let error = keeper.rotate(now).await.unwrap_err();
+        assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
+    }
+
     #[tokio::test]
     async fn keys_are_made_beside_the_threads_of_requests() {
         let now = Timestamp::from_secs(1_000_000);
         let entropy = Arc::new(Noting(SeededEntropy::new(1), Mutex::default()));
-        let keeper = KeyKeeper {
-            store: Arc::new(Ledger::new(MemoryEngine::new(LogId::from_bytes([1; 16])))),
-            sealer: Arc::new(Sealer::new(&SecretBytes::new([1; 32])).unwrap()),
-            entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
-            policy: RingPolicy::new(Algorithm::Es256, MAX_ACCESS_LIFETIME),
-        };
+        let store = Ledger::new(MemoryEngine::new(LogId::from_bytes([1; 16])));
+        let keeper = keeper(Arc::new(store), Arc::clone(&entropy) as Arc<dyn Entropy>);
         keeper.open(now).await.unwrap();
         entropy.1.lock().unwrap().clear();
         let announced = keeper.announce(Algorithm::Rs256, now).await.unwrap();
