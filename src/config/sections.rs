@@ -145,7 +145,8 @@ section! {
 section! {
     /// `[sessions]`: logins.
     Sessions {
-        /// Sessions of one subject at a time. One more revokes the oldest.
+        /// Sessions of one subject at a time. One more revokes the oldest. After this is lowered, the
+        /// next login of a subject revokes what it has beyond it.
         max_per_subject: NonZeroU32 = const_nonzero(256),
     }
 }

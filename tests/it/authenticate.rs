@@ -390,6 +390,54 @@ async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
     }
 }
 
+#[tokio::test]
+async fn after_the_limit_is_lowered_a_login_ends_what_is_beyond_it_each_with_its_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let limited = |limit| {
+        let mut options = options(sled(directory.path()));
+        options.service.max_sessions_per_subject = limit;
+        options
+    };
+    let server = Server::with(limited(10), Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    server.add_user("eve").await;
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        server.clock.advance(Duration::from_secs(1));
+        sessions.push(server.login(&app, "ada").await);
+        server.login(&app, "eve").await;
+    }
+    // One that is over already gets no second event.
+    let target = pb::revoke_request::Target::SessionId(sessions[1].session_id.clone());
+    server.revoke(&app, target).await.expect("its own");
+    let server = server.restart(limited(3)).await;
+    server.journal.take();
+    sessions.push(server.login(&app, "ada").await);
+    let ended = server.log().into_iter().filter_map(|event| match event.target {
+        Target::Session { id, .. } if event.cause.reason == Reason::SessionSuperseded => {
+            Some(id.to_string())
+        }
+        _ => None,
+    });
+    let gone = [0, 2, 3, 4, 5, 6, 7].map(|number: usize| sessions[number].session_id.clone());
+    assert_eq!(ended.collect::<Vec<_>>(), gone, "the oldest first, and nobody else's");
+    let journal = server.journal.take();
+    let told = journal.iter().filter(|happening| match happening {
+        Happening::Revoked { .. } => true,
+        Happening::LoginSucceeded { evicted, .. } => evicted.is_some(),
+        _ => false,
+    });
+    assert_eq!(told.count(), gone.len(), "the audit log hears of each");
+    assert_eq!(live_sessions(&server, &operator, &sessions).await, 3);
+    for tokens in &sessions[8..] {
+        server.refresh(&app, &tokens.refresh_token).await.expect("it goes on");
+    }
+    sessions.push(server.login(&app, "ada").await);
+    assert_eq!(server.log().len(), gone.len() + 2, "from here on one goes for each that comes");
+}
+
 async fn live_sessions(
     server: &Server,
     client: &pb::ClientAuthentication,
