@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,6 +23,7 @@ use crate::feed::FeedSettings;
 use crate::grpc::caller::CertificateGrant;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::listen::tls::{self, TlsSettings};
+use crate::metrics::Metrics;
 use crate::password::{HashParams, PasswordPolicy, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
@@ -256,6 +258,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
         tracing::info!("draining");
         shutdown.cancel();
     });
+    let counting = tokio::spawn(count_lost(Arc::clone(&audit), Arc::clone(&metrics)));
     let note = |name, at: Timestamp, reason: &str| {
         audit.record(&AuditEvent::new(name, at).reason(reason));
     };
@@ -266,13 +269,23 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     tracing::info!(drained = drained.drained, aborted = drained.aborted, "stopped");
     let reason = store_failed.as_deref().unwrap_or("signal");
     note(AuditName::SysShutdown, service.now(), reason);
-    metrics.audit_dropped(audit.dropped());
+    counting.abort();
     if audit.flush().await.is_err() {
         tracing::error!("the audit log could not be written to its end");
     }
     match store_failed {
         None => Ok(()),
         Some(why) => Err(ServeError::StoreFailed(why)),
+    }
+}
+
+/// Keeps the counter of audit events that are lost: they found no room to wait, or could not be
+/// written.
+async fn count_lost(audit: Arc<AuditLog>, metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        metrics.audit_dropped(audit.dropped() + audit.failed());
     }
 }
 

@@ -271,6 +271,12 @@ pub fn admin(error: AdminError) -> Status {
             "no key is announced; call CreateKey first",
         ),
         AdminError::Busy(after) => busy(after),
+        AdminError::Unrecorded => retry(
+            Code::Unavailable,
+            "AUDIT_UNAVAILABLE",
+            "the audit log cannot be written, so nothing was changed",
+            UNAVAILABLE_RETRY,
+        ),
         AdminError::Store(error) => store(error),
         AdminError::Internal(what) => internal(what),
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::authenticate::{AuthenticateError, Source, account_key, hash_error};
 use super::clients::{ClientError, ClientProof};
-use super::journal::{Happening, Origin};
+use super::journal::{Happening, Origin, Unrecorded};
 use super::{Service, describe};
 use crate::crypto::sha256;
 use crate::domain::caller::{Caller, Identity, Resource, Right};
@@ -48,6 +48,8 @@ pub enum AdminError {
     NothingAnnounced,
     /// No room to hash.
     Busy(Duration),
+    /// The audit log cannot be written, so nothing was changed.
+    Unrecorded,
     /// The store did not answer.
     Store(StoreError),
     /// Something that must not happen.
@@ -133,6 +135,21 @@ impl Service {
         Err(AdminError::Denied)
     }
 
+    /// Whether the caller may change users, clients and keys. That it tries is in the audit log when
+    /// this returns: what an administrator does must not happen unrecorded. A revocation may, since
+    /// it takes away and gives nothing.
+    pub(super) async fn begin_change(
+        &self,
+        caller: &Caller,
+        what: &'static str,
+        origin: &Origin,
+    ) -> Result<(), AdminError> {
+        self.may_administer(caller, what, origin)?;
+        let happening = Happening::Attempted { what, caller: describe(caller) };
+        let recorded = self.journal.record_surely(self.now(), origin, happening).await;
+        recorded.map_err(|Unrecorded| AdminError::Unrecorded)
+    }
+
     fn administered(
         &self,
         action: &'static str,
@@ -180,7 +197,7 @@ impl Service {
         new: NewUser,
         origin: &Origin,
     ) -> Result<User, AdminError> {
-        self.may_administer(caller, "create_user", origin)?;
+        self.begin_change(caller, "create_user", origin).await?;
         let username = precis::username(&new.username).map_err(AdminError::Username)?;
         let password_hash = match new.password {
             None => None,
@@ -265,7 +282,7 @@ impl Service {
         update: UserUpdate,
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
-        self.may_administer(caller, "update_user", origin)?;
+        self.begin_change(caller, "update_user", origin).await?;
         let username = match update.username {
             None => None,
             Some(name) => {
@@ -293,7 +310,7 @@ impl Service {
         password: SecretText,
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
-        self.may_administer(caller, "set_password", origin)?;
+        self.begin_change(caller, "set_password", origin).await?;
         let user = self.store.find_user(&subject)?.ok_or(AdminError::NotFound)?;
         let hash = self.new_password(&user, password, 0).await?;
         let change = UserChange { password_hash: Some(hash), ..UserChange::default() };
@@ -383,7 +400,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
         let action = if disabled { "user_disabled" } else { "user_enabled" };
-        self.may_administer(caller, action, origin)?;
+        self.begin_change(caller, action, origin).await?;
         let change = UserChange { disabled: Some(disabled), ..UserChange::default() };
         let cause = Cause { reason: Reason::AccountDisabled, initiator: Initiator::Admin };
         let cause = disabled.then_some(cause);
@@ -422,7 +439,7 @@ impl Service {
         subject: SubjectId,
         origin: &Origin,
     ) -> Result<Option<Entry>, AdminError> {
-        self.may_administer(caller, "delete_user", origin)?;
+        self.begin_change(caller, "delete_user", origin).await?;
         let cause = Cause { reason: Reason::AccountDeleted, initiator: Initiator::Admin };
         let revoked = self.store.delete_user(subject.clone(), cause, self.now()).await?;
         let entry = revoked.entry().cloned();
@@ -458,7 +475,7 @@ impl Service {
         secret: Option<&SecretText>,
         origin: &Origin,
     ) -> Result<Client, AdminError> {
-        self.may_administer(caller, "create_client", origin)?;
+        self.begin_change(caller, "create_client", origin).await?;
         check_registration(&client)?;
         let now = self.now();
         client.secret_digest = secret.map(digest);
@@ -529,7 +546,7 @@ impl Service {
         client: Client,
         origin: &Origin,
     ) -> Result<Client, AdminError> {
-        self.may_administer(caller, "update_client", origin)?;
+        self.begin_change(caller, "update_client", origin).await?;
         check_registration(&client)?;
         let (id, change) = (client.id.clone(), ClientChange::Registration(Box::new(client)));
         let changed = self.change_client(caller, id, change, None, "client_updated", origin).await;
@@ -547,7 +564,7 @@ impl Service {
         revoke_issued: bool,
         origin: &Origin,
     ) -> Result<(SecretText, Option<Entry>), AdminError> {
-        self.may_administer(caller, "rotate_client_secret", origin)?;
+        self.begin_change(caller, "rotate_client_secret", origin).await?;
         let known = self.store.find_client(&id)?.ok_or(AdminError::NotFound)?;
         if known.kind == ClientType::Public {
             return Err(AdminError::PublicClient);
@@ -573,7 +590,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(Client, Option<Entry>), AdminError> {
         let action = if disabled { "client_disabled" } else { "client_enabled" };
-        self.may_administer(caller, action, origin)?;
+        self.begin_change(caller, action, origin).await?;
         let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
         let cause = disabled.then_some(cause);
         let change = ClientChange::Disabled(disabled);
@@ -614,7 +631,7 @@ impl Service {
         id: ClientId,
         origin: &Origin,
     ) -> Result<Option<Entry>, AdminError> {
-        self.may_administer(caller, "delete_client", origin)?;
+        self.begin_change(caller, "delete_client", origin).await?;
         let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
         let revoked = self.store.delete_client(id.clone(), cause, self.now()).await?;
         self.clients.forget(&id);

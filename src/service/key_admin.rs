@@ -323,7 +323,7 @@ impl Service {
         algorithm: Option<Algorithm>,
         origin: &Origin,
     ) -> Result<KeyRecord, AdminError> {
-        self.may_administer(caller, "create_key", origin)?;
+        self.begin_change(caller, "create_key", origin).await?;
         let algorithm = algorithm.unwrap_or(self.keeper.policy.algorithm);
         let key = self.keeper.announce(algorithm, self.now()).await.map_err(keeper_error)?;
         self.after_key_change("key_announced", caller, &key.id, origin)?;
@@ -339,7 +339,7 @@ impl Service {
         caller: &Caller,
         origin: &Origin,
     ) -> Result<KeyRecord, AdminError> {
-        self.may_administer(caller, "rotate_key", origin)?;
+        self.begin_change(caller, "rotate_key", origin).await?;
         let key = self.keeper.rotate(self.now()).await.map_err(keeper_error)?;
         self.after_key_change("key_rotated", caller, &key.id, origin)?;
         Ok(key)
@@ -356,7 +356,7 @@ impl Service {
         reason: Reason,
         origin: &Origin,
     ) -> Result<(KeyRecord, Option<Entry>), AdminError> {
-        self.may_administer(caller, "revoke_key", origin)?;
+        self.begin_change(caller, "revoke_key", origin).await?;
         let now = self.now();
         let revoked = self.keeper.revoke(id, reason, now).await.map_err(keeper_error)?;
         let (key, entry) = revoked;
