@@ -9,8 +9,9 @@ use avouch::domain::client::{Client, ClientType};
 use avouch::domain::clock::ManualClock;
 use avouch::domain::event::{Reason, Target};
 use avouch::domain::scope::Names;
+use avouch::domain::secret::SecretBytes;
 use avouch::domain::throttle::ThrottlePolicy;
-use avouch::password::HashParams;
+use avouch::password::{HashParams, Pepper};
 use avouch::pb::v1 as pb;
 use avouch::service::admin::NewUser;
 use avouch::service::journal::{Failure, Happening, Origin};
@@ -527,6 +528,61 @@ async fn a_login_hashes_anew_when_the_parameters_have_risen() {
     assert!(new.contains("m=7168,t=5,p=1"), "{new}");
     server.login(&app, "ada").await;
     assert_eq!(hash(&server), new, "once is enough");
+    assert!(server.log().is_empty(), "the password is the same: nothing is revoked");
+    server.refresh(&app, &tokens.refresh_token).await.expect("the session goes on");
+}
+
+#[tokio::test]
+async fn with_a_pepper_the_store_and_the_password_are_not_enough() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let seasoned = |keys: &[(u16, u8)]| {
+        let mut options = options(sled(directory.path()));
+        let key = |&(version, byte)| {
+            (std::num::NonZeroU16::new(version).expect("a version"), SecretBytes::new([byte; 32]))
+        };
+        if !keys.is_empty() {
+            options.pepper = Pepper::new(keys.iter().map(key).collect()).expect("a pepper");
+        }
+        options
+    };
+    let server = Server::with(seasoned(&[]), Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let subject = server.add_user("ada").await;
+    let hash = |server: &Server| {
+        let user = server.service.store().find_user(&subject).expect("the store").expect("ada");
+        user.password_hash.expect("a hash").expose().to_owned()
+    };
+    let tokens = server.login(&app, "ada").await;
+    let plain = hash(&server);
+    assert!(!plain.contains("keyid"), "{plain}");
+
+    // A pepper comes: hashes without it still check, and the next login replaces them.
+    let server = server.restart(seasoned(&[(1, 1)])).await;
+    let status = try_login(&server, password_login(&app, "ada", "wrong")).await;
+    assert_refused(&status.expect_err("wrong"), "wrong");
+    assert_eq!(hash(&server), plain, "a wrong password changes nothing");
+    server.login(&app, "ada").await;
+    let first = hash(&server);
+    assert!(first.contains(",keyid=AAE$"), "{first}");
+    server.login(&app, "ada").await;
+    assert_eq!(hash(&server), first, "once is enough");
+
+    // A newer key comes.
+    let mut server = server.restart(seasoned(&[(1, 1), (2, 2)])).await;
+    server.login(&app, "ada").await;
+    let second = hash(&server);
+    assert!(second.contains(",keyid=AAI$"), "{second}");
+
+    // The store and the password without the key, with another key of its version, with an old one.
+    for keys in [&[][..], &[(2, 3)], &[(1, 1)]] {
+        server = server.restart(seasoned(keys)).await;
+        let status = try_login(&server, password_login(&app, "ada", PASSWORD)).await;
+        assert_refused(&status.expect_err("the key is missing"), "the key is missing");
+        assert_eq!(hash(&server), second, "it changes nothing");
+    }
+    // The old key is of no use any more.
+    let server = server.restart(seasoned(&[(2, 2)])).await;
+    server.login(&app, "ada").await;
     assert!(server.log().is_empty(), "the password is the same: nothing is revoked");
     server.refresh(&app, &tokens.refresh_token).await.expect("the session goes on");
 }

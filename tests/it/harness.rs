@@ -16,7 +16,7 @@ use avouch::domain::secret::SecretText;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::feed::FeedSettings;
 use avouch::listen::settings::ListenSettings;
-use avouch::password::{HashParams, PasswordPolicy, PoolSettings};
+use avouch::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
@@ -84,6 +84,7 @@ pub(crate) fn options(store: StoreOptions) -> Options {
         },
         lifetimes: Lifetimes::default(),
         hash: HashParams::weak_for_tests(),
+        pepper: Pepper::default(),
         pool: PoolSettings::default(),
         passwords: PasswordPolicy::default(),
         feed: FeedSettings::default(),

@@ -138,7 +138,9 @@ async fn an_old_hash_still_verifies_and_asks_to_be_replaced() {
     let current = HashParams::stored(256, 2, 1).unwrap();
     let entropy = Arc::new(SeededEntropy::new(1));
     let hasher = Hasher::new(current, settings(1, 8), entropy).unwrap();
-    let old = Engine::new(HashParams::weak_for_tests()).hash(&text("password"), [1; 16]).unwrap();
+    let old = Engine::new(HashParams::weak_for_tests(), Arc::default())
+        .hash(&text("password"), [1; 16])
+        .unwrap();
     let answer = hasher.verify(1, text("password"), Some(old.clone())).await;
     assert_eq!(answer, Ok(Verification::Match));
     assert!(hasher.needs_rehash(&old));
@@ -341,7 +343,7 @@ async fn no_time_says_who_exists() {
     let hasher = Hasher::new(HashParams::default(), settings(1, 8), entropy).unwrap();
     let stored = |m, t| {
         let params = HashParams::stored(m, t, 1).unwrap();
-        Some(Engine::new(params).hash(&text("password"), [1; 16]).unwrap())
+        Some(Engine::new(params, Arc::default()).hash(&text("password"), [1; 16]).unwrap())
     };
     let classes = [
         ("unknown", None),
