@@ -20,13 +20,14 @@ pub(crate) struct Engine {
     current: HashParams,
     pepper: Arc<Pepper>,
     memory: Vec<Block>,
+    work: u64,
 }
 
 impl Engine {
     /// An engine whose new hashes use the `current` settings and the current key of the pepper. It
     /// takes its memory when it first runs.
     pub(crate) const fn new(current: HashParams, pepper: Arc<Pepper>) -> Self {
-        Self { current, pepper, memory: Vec::new() }
+        Self { current, pepper, memory: Vec::new(), work: 0 }
     }
 
     /// Hashes a password that has its canonical spelling.
@@ -64,6 +65,11 @@ impl Engine {
         Ok(matches)
     }
 
+    /// The work since this was last asked, in KiB written.
+    pub(crate) const fn take_work(&mut self) -> u64 {
+        std::mem::replace(&mut self.work, 0)
+    }
+
     /// Overwrites what the last hash left in memory. From the first blocks of a single pass a guess can
     /// be checked without the cost of a hash, so they should not outlive it. The next hash would
     /// overwrite them too: this is for when none follows.
@@ -81,6 +87,7 @@ impl Engine {
         salt: &[u8],
         length: usize,
     ) -> Result<Zeroizing<Vec<u8>>, EngineError> {
+        self.work += params.cost();
         let params = Params::new(
             params.memory_kib(),
             params.iterations(),

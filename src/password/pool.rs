@@ -109,6 +109,8 @@ pub struct PoolStats {
     pub running: usize,
     /// Hashes done since the start, failed ones included.
     pub completed: u64,
+    /// The work of those hashes, in KiB written: memory times passes.
+    pub work_kib: u64,
     /// Jobs turned away because too many were waiting.
     pub shed_full: u64,
     /// Jobs turned away because their source had its share.
@@ -483,11 +485,13 @@ impl Shared {
             }
         };
         let took = started.elapsed();
+        let work = engine.take_work();
 
         let mut state = self.lock();
         let stats = &mut state.stats;
         stats.running -= 1;
         stats.completed += 1;
+        stats.work_kib += work;
         stats.failed += u64::from(result.is_err());
         // Moves an eighth of the way: a single slow hash does not close the queue.
         stats.mean = (stats.mean * 7 + took) / 8;

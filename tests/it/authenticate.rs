@@ -7,14 +7,16 @@ use avouch::app::{Options, StoreOptions};
 use avouch::domain::caller::Caller;
 use avouch::domain::client::{Client, ClientType};
 use avouch::domain::clock::ManualClock;
+use avouch::domain::entropy::SeededEntropy;
 use avouch::domain::event::{Reason, Target};
 use avouch::domain::scope::Names;
-use avouch::domain::secret::SecretBytes;
+use avouch::domain::secret::{SecretBytes, SecretText};
 use avouch::domain::throttle::ThrottlePolicy;
-use avouch::password::{HashParams, Pepper};
+use avouch::password::{HashParams, Hasher, Pepper, PoolSettings};
 use avouch::pb::v1 as pb;
 use avouch::service::admin::NewUser;
 use avouch::service::journal::{Failure, Happening, Origin};
+use avouch::store::UserChange;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -204,7 +206,7 @@ async fn a_password_is_its_characters_in_either_normal_form_and_nothing_less() {
     let new = NewUser {
         username: "ada".to_owned(),
         display_name: "".into(),
-        password: Some(avouch::domain::secret::SecretText::new(set.to_owned())),
+        password: Some(SecretText::new(set.to_owned())),
         scope: Names::default(),
     };
     let system = Caller::system();
@@ -530,6 +532,91 @@ async fn a_login_hashes_anew_when_the_parameters_have_risen() {
     assert_eq!(hash(&server), new, "once is enough");
     assert!(server.log().is_empty(), "the password is the same: nothing is revoked");
     server.refresh(&app, &tokens.refresh_token).await.expect("the session goes on");
+}
+
+/// A stored hash of [`PASSWORD`] with these settings, from another server.
+async fn hash_with(hash: HashParams) -> SecretText {
+    let entropy = Arc::new(SeededEntropy::new(1));
+    let pool = PoolSettings { workers: 1, ..PoolSettings::default() };
+    let hasher = Hasher::new(hash, pool, entropy).expect("a hasher");
+    hasher.hash(0, SecretText::new(PASSWORD.to_owned())).await.expect("a hash").to_phc()
+}
+
+/// Time is not looked at here: what takes it is. `cargo bench --bench parts -- --only logins` measures.
+#[tokio::test]
+async fn every_refused_login_costs_the_same_work_whoever_exists() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut options = options(sled(directory.path()));
+    options.hash = HashParams::new(12_288, 3, 1).expect("strong");
+    options.service.throttle = ThrottlePolicy { free_failures: 1, ..Default::default() };
+    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let system = Caller::system();
+    let legacy = hash_with(HashParams::weak_for_tests()).await;
+    let shaped = hash_with(HashParams::new(7168, 5, 1).expect("strong")).await;
+    for (name, password, hash, disabled) in [
+        ("current", true, None, false),
+        ("disabled", true, None, true),
+        ("without", false, None, false),
+        ("legacy", false, Some(legacy), false),
+        ("legacy-disabled", false, Some(shaped.clone()), true),
+        ("shaped", false, Some(shaped), false),
+    ] {
+        let new = NewUser {
+            username: name.to_owned(),
+            display_name: "".into(),
+            password: password.then(|| SecretText::new(PASSWORD.to_owned())),
+            scope: Names::default(),
+        };
+        let user = server.service.create_user(&system, new, &Origin::default()).await;
+        let subject = user.expect("the user is new").subject;
+        let change =
+            UserChange { password_hash: hash, disabled: Some(disabled), ..UserChange::default() };
+        let store = server.service.store();
+        store.change_user(subject, change, None, NOW).await.expect("changed");
+    }
+    let counted = || {
+        let (hashes, store) = (server.service.hash_stats(), server.service.store().status());
+        (hashes.completed, hashes.work_kib, store.commits)
+    };
+    for (number, (name, password)) in (0..).zip([
+        ("nobody", "wrong"),
+        ("nobody", PASSWORD),
+        ("current", "wrong"),
+        ("disabled", "wrong"),
+        ("disabled", PASSWORD),
+        ("without", PASSWORD),
+        ("legacy", "wrong"),
+        ("legacy-disabled", PASSWORD),
+        ("shaped", "wrong"),
+    ]) {
+        // Each is the first from its source, as whoever looks for names would make it.
+        let number: u8 = number;
+        let request = from(password_login(&app, name, password), &format!("10.0.0.{number}"));
+        let before = counted();
+        let status = try_login(&server, request).await.expect_err(name);
+        let after = counted();
+        assert_refused(&status, name);
+        assert_eq!(after.0 - before.0, 1, "{name}: one hash");
+        let (work, usual) = (after.1 - before.1, 12_288 * 3);
+        assert!(work.abs_diff(usual) * 100 <= usual, "{name}: {work} KiB of work");
+        assert_eq!(after.2 - before.2, 1, "{name}: one commit");
+    }
+    // Whoever is locked out waits for no hash and makes the same commits, known or not.
+    let mut locked_out = Vec::new();
+    for name in ["nobody", "current"] {
+        for attempt in 0..3 {
+            let before = counted();
+            let request = from(password_login(&app, name, "wrong"), "10.0.1.1");
+            let status = try_login(&server, request).await.expect_err(name);
+            let after = counted();
+            let code = if attempt < 2 { Code::Unauthenticated } else { Code::ResourceExhausted };
+            assert_eq!(status.code(), code, "{name}");
+            locked_out.push((after.0 - before.0, after.1 - before.1, after.2 - before.2));
+        }
+    }
+    assert_eq!(locked_out[..3], locked_out[3..]);
+    assert_eq!(locked_out[2].0, 0, "no hash");
 }
 
 #[tokio::test]
