@@ -61,6 +61,17 @@ impl Recorded {
     }
 }
 
+/// How often to do what shows more the more often it is done: `short` for every run, `long` when
+/// `AVOUCH_TEST_ROUNDS=long` asks for it.
+#[expect(clippy::disallowed_methods, reason = "who runs the tests says how long they may take")]
+pub(crate) fn rounds<N>(short: N, long: N) -> N {
+    match std::env::var("AVOUCH_TEST_ROUNDS").as_deref() {
+        Ok("long") => long,
+        Ok(other) => panic!("AVOUCH_TEST_ROUNDS may be `long` or not set, not `{other}`"),
+        Err(_) => short,
+    }
+}
+
 /// Options for tests: quick hashes, any port, no throttle to speak of.
 pub(crate) fn options(store: StoreOptions) -> Options {
     let listen = || ListenOptions {
