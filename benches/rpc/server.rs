@@ -25,7 +25,7 @@ use avouch::domain::session::{Device, Session};
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::feed::FeedSettings;
 use avouch::listen::settings::ListenSettings;
-use avouch::password::{HashParams, PasswordPolicy, PoolSettings};
+use avouch::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use avouch::service::admin::users::NewUser;
 use avouch::service::journal::Origin;
 use avouch::service::{Service, Settings};
@@ -75,6 +75,7 @@ fn options(dir: &Path) -> Result<Options, Failure> {
         },
         lifetimes: Lifetimes::default(),
         hash: HashParams::default(),
+        pepper: Pepper::default(),
         pool: PoolSettings::default(),
         passwords: PasswordPolicy::default(),
         feed: FeedSettings { max_watchers_per_caller: 10_000, ..FeedSettings::default() },

@@ -11,7 +11,6 @@ use crate::store::engine_suite::{count, decision, put, suite};
 mod child;
 mod crash;
 mod damage;
-mod measure;
 mod packs;
 
 const LOG: LogId = LogId::from_bytes([7; 16]);

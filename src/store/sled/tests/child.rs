@@ -100,6 +100,7 @@ impl Child {
     }
 }
 
+/// Not a test: the tests beside this one run it in a process of its own, which they kill.
 #[test]
 #[ignore = "the other process of the tests beside this one"]
 fn child() {
