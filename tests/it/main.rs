@@ -9,6 +9,7 @@ mod authenticate;
 mod beside;
 mod cli;
 mod crash;
+mod disk;
 mod feed;
 mod harness;
 mod hostile;
