@@ -36,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("arc_swap", &["client", "domain/view", "keys", "listen"]),
     ("argon2", &["password/engine"]),
-    ("async_trait", &["store"]),
+    ("async_trait", &["store", "client"]),
     ("aws_lc_rs", &["crypto", "jwt", "listen"]),
     ("axum", &["http", "app"]),
     ("base64", &["app", "crypto", "domain", "jwt", "keys", "password", "service"]),
@@ -47,7 +47,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("http", &["config", "grpc", "listen", "client"]),
     ("http_body", &["grpc", "listen"]),
     ("hyper", &["listen"]),
-    ("hyper_util", &["listen"]),
+    ("hyper_util", &["listen", "client/balance"]),
     ("jsonwebtoken", &["jwt"]),
     ("pin_project_lite", &["grpc", "listen"]),
     ("precis_profiles", &["precis"]),
