@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -18,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower_service::Service;
 
-use super::retry::jittered;
+use super::retry::{RETRY_PUSHBACK, jittered};
 use super::transport::{BoxError, Transport};
 use crate::domain::entropy::Entropy;
 
@@ -57,7 +58,7 @@ impl Default for BalanceSettings {
 ///
 /// Each call goes to the one of two random replicas that has fewer calls in flight. A replica that
 /// cannot be reached is left out; one that said UNAVAILABLE, or let a call wait in vain, is passed over
-/// for a while if there are others. When an address is no longer behind the name, its calls in flight
+/// for a while if there are others: then the answer has the `grpc-retry-pushback-ms` 0. When an address is no longer behind the name, its calls in flight
 /// go on, and no others go there. When the name cannot be looked up, the replicas stay as they are.
 #[derive(Clone)]
 pub struct Replicas {
@@ -263,6 +264,14 @@ impl Shared {
         Some(Ok((replica.begin(), channel)))
     }
 
+    /// Whether a replica is there that is not passed over.
+    fn has_another(&self) -> bool {
+        let now = Instant::now();
+        let good =
+            |it: &Arc<Replica>| matches!(it.look(now), Look::Ready { passed_over: false, .. });
+        self.replicas.load().iter().any(good)
+    }
+
     fn random(&self, below: usize) -> usize {
         usize::try_from(u32::from_be_bytes(self.entropy.bytes())).unwrap_or(0) % below
     }
@@ -285,7 +294,7 @@ impl Service<http::Request<Body>> for Replicas {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             let (call, channel) = shared.pick().await?;
-            let answer = tower::ServiceExt::oneshot(channel, request).await;
+            let mut answer = tower::ServiceExt::oneshot(channel, request).await;
             // An answer that is only a status has it in its head.
             let code = |it: &http::Response<Body>| it.headers().get("grpc-status").cloned();
             let unavailable = match &answer {
@@ -296,6 +305,14 @@ impl Service<http::Request<Body>> for Replicas {
             call.end(!unavailable);
             if unavailable {
                 shared.resolve_again();
+            }
+            if let Ok(response) = &mut answer
+                && unavailable
+                && shared.has_another()
+            {
+                // How long to leave this replica alone is no reason to wait for another one.
+                let headers = response.headers_mut();
+                headers.entry(RETRY_PUSHBACK).or_insert(HeaderValue::from_static("0"));
             }
             answer.map_err(Into::into)
         })

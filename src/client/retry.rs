@@ -12,6 +12,8 @@ use tonic_types::StatusExt as _;
 
 use crate::domain::entropy::Entropy;
 
+/// Where a server, or a balancer before it, says when to try again (gRFC A6).
+pub(super) const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// How much a success gives back to the budget, and a failure takes from it: tenths of a retry.
 const GIVEN_BACK: u32 = 1;
 const TAKEN: u32 = 10;
@@ -248,8 +250,8 @@ fn read(status: &Status) -> Option<Failure> {
 }
 
 fn pushback(status: &Status) -> Option<Pushback> {
-    let value = status.metadata().get("grpc-retry-pushback-ms")?;
-    // What is negative, or no number, means never (gRFC A6).
+    let value = status.metadata().get(RETRY_PUSHBACK)?;
+    // What is negative, or no number, means never.
     let millis = value.to_str().ok().and_then(|text| text.parse().ok());
     Some(millis.map_or(Pushback::Never, |it| Pushback::After(Duration::from_millis(it))))
 }

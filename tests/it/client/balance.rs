@@ -22,7 +22,7 @@ use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig};
 
 use super::calls::QUICK;
-use super::scripted::{Scripted, Step, status};
+use super::scripted::{Scripted, Step, in_the_end, status};
 use crate::harness::{NOW, Server, client, options};
 use crate::mtls::Ca;
 
@@ -61,14 +61,15 @@ impl Names {
 
     /// Waits until it was asked so many times.
     async fn asked_in_all(&self, times: usize) {
-        self.asked.subscribe().wait_for(|asked| *asked >= times).await.expect("it goes on");
+        let mut asked = self.asked.subscribe();
+        in_the_end(asked.wait_for(|asked| *asked >= times)).await.expect("it goes on");
     }
 
     /// Waits until it was asked so many times more.
     async fn asked_again(&self, times: usize) {
         let mut asked = self.asked.subscribe();
         let from = *asked.borrow_and_update();
-        asked.wait_for(|asked| *asked >= from + times).await.expect("it goes on");
+        in_the_end(asked.wait_for(|asked| *asked >= from + times)).await.expect("it goes on");
     }
 }
 
@@ -111,10 +112,13 @@ impl Server {
 /// Waits until all of these have answered.
 async fn all_answer(identity: &Identity, keys: &[String]) {
     let mut left = keys.to_vec();
-    while !left.is_empty() {
-        let key = who(identity).await;
-        left.retain(|it| *it != key);
-    }
+    in_the_end(async {
+        while !left.is_empty() {
+            let key = who(identity).await;
+            left.retain(|it| *it != key);
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -152,7 +156,7 @@ async fn calls_are_spread_over_the_replicas_and_follow_them() {
     let mut endpoints = replicas.endpoints();
     endpoints.mark_unchanged();
     names.say(&addresses[2..]);
-    endpoints.wait_for(|it| it.len() == 2).await.expect("they are followed");
+    in_the_end(endpoints.wait_for(|it| it.len() == 2)).await.expect("they are followed");
     for _ in 0..50 {
         assert!(keys[2..].contains(&who(&client).await));
     }
@@ -175,7 +179,8 @@ async fn the_watch_client_takes_the_same_replicas() {
     let names = Names::new([server.grpc]);
     let replicas = replicas(&names, WHEN_NEEDED);
     let mut endpoints = replicas.endpoints();
-    let endpoints = endpoints.wait_for(|it| !it.is_empty()).await.expect("they are found").to_vec();
+    let endpoints = in_the_end(endpoints.wait_for(|it| !it.is_empty())).await;
+    let endpoints = endpoints.expect("they are found").to_vec();
     let mut settings = WatchSettings::new(endpoints);
     settings.authorization = Some(Arc::new(move || format!("Bearer {token}").parse().ok()));
     let mut watch = Watch::new(settings, Arc::new(OsEntropy));
@@ -192,14 +197,20 @@ async fn the_watch_client_takes_the_same_replicas() {
 
 #[tokio::test]
 async fn a_replica_that_cannot_serve_is_passed_over_and_the_name_is_looked_up() {
-    let bad = Scripted::start(|_| Step::Fail(status(Code::Unavailable, "DRAINING", None))).await;
+    // It wants to be left alone for an hour: that is no reason to wait for the other one.
+    let hour = Some(Duration::from_secs(3600));
+    let drain = move |_| Step::Fail(status(Code::Unavailable, "DRAINING", hour));
+    let bad = Scripted::start(drain).await;
     let good = Scripted::start(|_| Step::Answer).await;
     let names = Names::new([bad.address, good.address]);
     let replicas = replicas(&names, WHEN_NEEDED);
     let client = identity(&replicas);
-    while bad.calls() == 0 {
-        client.key_set().await.expect("the other one serves");
-    }
+    in_the_end(async {
+        while bad.calls() == 0 {
+            client.key_set().await.expect("the other one serves");
+        }
+    })
+    .await;
     names.asked_in_all(2).await;
     let before = good.calls();
     for _ in 0..30 {
@@ -209,10 +220,62 @@ async fn a_replica_that_cannot_serve_is_passed_over_and_the_name_is_looked_up() 
     assert_eq!(good.calls(), before + 30);
     assert!(bad.calls() < 8, "{}", bad.calls());
     // When all are, each call has its answer from one of them, at once.
-    good.now(|_| Step::Fail(status(Code::Unavailable, "DRAINING", None)));
+    good.now(drain);
     let error = client.key_set().await.expect_err("none serves");
     let KeySetError::Unavailable(failure) = error else { panic!("{error:?}") };
-    assert_eq!(failure.reason, "DRAINING");
+    assert_eq!((failure.reason.as_str(), failure.retry_after), ("DRAINING", hour));
+}
+
+#[tokio::test]
+async fn a_replica_that_lets_calls_wait_in_vain_is_passed_over() {
+    let hung = Scripted::start(|_| Step::Hang).await;
+    let good = Scripted::start(|_| Step::Answer).await;
+    let replicas = replicas(&Names::new([hung.address, good.address]), WHEN_NEEDED);
+    let client = identity(&replicas).within(Duration::from_millis(500));
+    in_the_end(async {
+        while hung.calls() == 0 || good.calls() == 0 {
+            let _ = client.key_set().await;
+        }
+    })
+    .await;
+    for _ in 0..30 {
+        let _ = client.key_set().await;
+    }
+    // After 0.5 s, 1 s, 2 s, and not every other time.
+    assert!(hung.calls() < 9, "{} and {}", hung.calls(), good.calls());
+}
+
+#[tokio::test]
+async fn of_two_replicas_the_one_with_less_to_do_gets_the_call() {
+    let busy = Scripted::start(|_| Step::Hang).await;
+    let free = Scripted::start(|_| Step::Answer).await;
+    let replicas = replicas(&Names::new([busy.address, free.address]), WHEN_NEEDED);
+    let client = identity(&replicas);
+    // Some of them stay with the busy one.
+    let mut calls = tokio::task::JoinSet::new();
+    in_the_end(async {
+        while busy.calls() == 0 || free.calls() == 0 {
+            let before = busy.calls() + free.calls();
+            let client = client.clone();
+            calls.spawn(async move { client.key_set().await });
+            while busy.calls() + free.calls() == before {
+                tokio::task::yield_now().await;
+            }
+        }
+    })
+    .await;
+    // Those of the free one have ended.
+    in_the_end(async {
+        while calls.len() > busy.calls() {
+            calls.join_next().await;
+        }
+    })
+    .await;
+    let before = busy.calls();
+    for _ in 0..50 {
+        client.key_set().await.expect("the free one serves");
+    }
+    assert_eq!(busy.calls(), before);
 }
 
 #[tokio::test]
@@ -230,7 +293,7 @@ async fn when_no_replica_can_be_reached_calls_fail_at_once_and_recover() {
     }
     let server = Scripted::start(|_| Step::Answer).await;
     names.say([server.address]);
-    while client.key_set().await.is_err() {}
+    in_the_end(async { while client.key_set().await.is_err() {} }).await;
     // A name that nobody knows fails as fast.
     let names = Names::new([]);
     names.fail();

@@ -91,12 +91,18 @@ impl Scripted {
     /// Waits until that many calls came.
     pub(super) async fn saw(&self, calls: usize) {
         let mut seen = self.script.seen.subscribe();
-        seen.wait_for(|seen| seen.len() >= calls).await.expect("the script goes on");
+        let seen = seen.wait_for(|seen| seen.len() >= calls);
+        in_the_end(seen).await.expect("the script goes on");
     }
 
     pub(super) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+}
+
+/// For what must happen, so that a test that waits in vain fails: much longer than it ever takes.
+pub(super) async fn in_the_end<F: Future>(it: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(120), it).await.expect("it happens in the end")
 }
 
 /// A status with what avouch puts into it.
