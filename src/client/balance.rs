@@ -154,14 +154,11 @@ impl Shared {
                 Ok(Err(error)) => format!("{host} cannot be looked up: {error}"),
                 Err(_) => format!("{host} cannot be looked up: it took too long"),
             };
-            if !problem.is_empty() {
-                // Without any replica, the next look is due soon.
-                if self.replicas.load().is_empty() {
-                    self.resolve_again();
-                }
-                tracing::warn!(problem, "the replicas of avouch stay as they are");
+            // Without any replica, the next look is due soon.
+            if !problem.is_empty() && self.replicas.load().is_empty() {
+                self.resolve_again();
             }
-            *self.resolution.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
+            self.resolved(problem);
             self.changed();
             let every = jittered(self.settings.resolve_every, &*self.entropy);
             tokio::select! {
@@ -171,6 +168,15 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Keeps what came of a look-up, and says so when it is not what came of the last one.
+    fn resolved(&self, problem: String) {
+        let mut last = self.resolution.lock().unwrap_or_else(PoisonError::into_inner);
+        if !problem.is_empty() && last.as_ref() != Some(&problem) {
+            tracing::warn!(problem, "the replicas of avouch stay as they are");
+        }
+        *last = Some(problem);
     }
 
     /// Lets these addresses be the replicas. Gives what is wrong with them.

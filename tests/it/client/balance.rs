@@ -231,15 +231,18 @@ async fn a_replica_that_lets_calls_wait_in_vain_is_passed_over() {
     let hung = Scripted::start(|_| Step::Hang).await;
     let good = Scripted::start(|_| Step::Answer).await;
     let replicas = replicas(&Names::new([hung.address, good.address]), WHEN_NEEDED);
-    let client = identity(&replicas).within(Duration::from_millis(500));
+    let client = identity(&replicas);
+    let impatient = async || {
+        let _ = tokio::time::timeout(Duration::from_millis(400), client.key_set()).await;
+    };
     in_the_end(async {
         while hung.calls() == 0 || good.calls() == 0 {
-            let _ = client.key_set().await;
+            impatient().await;
         }
     })
     .await;
     for _ in 0..30 {
-        let _ = client.key_set().await;
+        impatient().await;
     }
     // After 0.5 s, 1 s, 2 s, and not every other time.
     assert!(hung.calls() < 9, "{} and {}", hung.calls(), good.calls());

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use avouch::client::authorization::AuthorizationLayer;
-use avouch::client::identity::{Identity, Login, Tokens};
+use avouch::client::identity::{AuthenticateError, Identity, Login, Tokens};
 use avouch::client::token_source::{KeepError, KeepSuccessor, TokenError, TokenSource};
 use avouch::client::transport::Transport;
 use avouch::crypto::OsEntropy;
@@ -154,6 +154,25 @@ async fn the_old_token_serves_while_the_server_is_away_and_nobody_storms_it() {
     clock.advance(Duration::from_secs(60));
     assert_eq!(source.token().await.expect("a new one").expose(), "access-2");
     assert_eq!(server.calls(), calls + 1);
+}
+
+#[tokio::test]
+async fn a_client_that_is_refused_keeps_its_token_and_asks_again_later() {
+    // Its secret may be about to be replaced, here or there.
+    let server = Scripted::start(|_| Step::Answer).await;
+    let clock = Arc::new(ManualClock::new(NOW));
+    let source = for_itself(quick(&server), &clock);
+    source.token().await.expect("a token");
+    server.now(|_| fail(Code::Unauthenticated));
+    clock.advance(Duration::from_secs(260));
+    assert_eq!(source.token().await.expect("the old one").expose(), "access-1");
+    clock.advance(Duration::from_secs(39));
+    let error = source.token().await.expect_err("it is over");
+    let refused = matches!(error, TokenError::Authenticate(AuthenticateError::Refused(_)));
+    assert!(refused, "{error:?}");
+    server.now(|_| Step::Answer);
+    clock.advance(Duration::from_secs(60));
+    assert_eq!(source.token().await.expect("a new one").expose(), "access-2");
 }
 
 #[tokio::test]
