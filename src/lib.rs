@@ -13,6 +13,12 @@
 //! jwt         crypto  precis     tokens, HMAC and sealing, spelling
 //! domain                         ids, sessions, epochs, time: pure functions
 //!
+//! where tokens are used:
+//! layer                          verifies the requests of tonic and axum services
+//! verifier                       local checks that know what was revoked
+//! client                         follows the stream of revocations
+//! verified                       tokens that were checked once, for both sides
+//!
 //! beside them: config, audit, metrics, lifecycle, telemetry; pb is generated from proto/
 //! ```
 //!
@@ -39,6 +45,7 @@ pub mod http;
 pub mod jwt;
 #[cfg(feature = "server")]
 pub mod keys;
+pub mod layer;
 #[cfg(feature = "server")]
 pub mod lifecycle;
 #[cfg(feature = "server")]
@@ -56,3 +63,5 @@ pub mod service;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+pub mod verified;
+pub mod verifier;

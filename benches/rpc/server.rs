@@ -26,7 +26,7 @@ use avouch::domain::throttle::ThrottlePolicy;
 use avouch::feed::FeedSettings;
 use avouch::listen::settings::ListenSettings;
 use avouch::password::{HashParams, PasswordPolicy, PoolSettings};
-use avouch::service::admin::NewUser;
+use avouch::service::admin::users::NewUser;
 use avouch::service::journal::Origin;
 use avouch::service::{Service, Settings};
 use avouch::store::codec::SCHEMA_VERSION;

@@ -80,7 +80,7 @@ impl Journal for Audited {
     fn record(&self, at: Timestamp, origin: &Origin, happening: Happening) {
         let mut event = line(at, happening);
         if !origin.request_id.is_empty() {
-            event = event.request_id(&origin.request_id);
+            event = event.request_id(origin.request_id.clone());
         }
         if let (None, Some(peer)) = (&event.source, origin.peer) {
             event = event.source(peer.to_string());

@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
 use super::bootstrap::{self, Made};
 use super::journal::Audited;
@@ -26,6 +28,9 @@ use crate::password::{HashParams, PasswordPolicy, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
 use crate::store::sled::SledSettings;
+
+/// How long the last lines of the audit log may take.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the server did not start, or ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -234,7 +239,8 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let metrics = Arc::clone(&deps.metrics);
     let bound = build(options(&config, encryption_key)?, deps).await?;
     let service = Arc::clone(&bound.service);
-    let made = bootstrap::first_credentials(&service, &data, config.dev).await?;
+    let lifetimes = config.tokens.lifetimes();
+    let made = bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?;
     let facts = Started {
         grpc: bound.grpc_address,
         public: bound.public_address,
@@ -267,7 +273,8 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let reason = store_failed.as_deref().unwrap_or("signal");
     note(AuditName::SysShutdown, service.now(), reason);
     metrics.audit_dropped(audit.dropped());
-    if audit.flush().await.is_err() {
+    // A disk that hangs must not keep the process from its end.
+    if !matches!(timeout(AUDIT_PATIENCE, audit.flush()).await, Ok(Ok(()))) {
         tracing::error!("the audit log could not be written to its end");
     }
     match store_failed {

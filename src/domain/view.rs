@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use crate::domain::claims::Claims;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Revocation, SKEW, Target};
-use crate::domain::ids::{ClientId, Epoch, Epochs, KeyId, SubjectId};
+use crate::domain::ids::{ClientId, Epoch, Epochs, KeyId, SessionId, SubjectId, TokenId};
 
 mod table;
 
@@ -112,6 +112,39 @@ impl Marks {
             key: mark_of(key.as_str()),
             epochs: claims.epochs,
         }
+    }
+}
+
+impl Marks {
+    /// Every mark that a revocation of this token may have, but for everything.
+    pub fn each(&self) -> impl Iterator<Item = u64> {
+        [self.subject, self.client, self.key, self.token].into_iter().chain(self.session)
+    }
+}
+
+/// What one revocation concerns, by mark.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Changed {
+    /// Tokens that have this mark. Others may have it too; ask the view.
+    Mark(u64),
+    /// Any token.
+    Everything,
+}
+
+impl Changed {
+    /// By one token.
+    pub const fn token(id: TokenId) -> Self {
+        Self::Mark(id.key64())
+    }
+
+    /// By the name of a subject, a client or a key.
+    pub fn name(name: &str) -> Self {
+        Self::Mark(mark_of(name))
+    }
+
+    /// By one session.
+    pub const fn session(id: SessionId) -> Self {
+        Self::Mark(id.key64())
     }
 }
 
@@ -361,10 +394,10 @@ impl View {
         self.limit != u64::MAX && index.count() >= self.limit
     }
 
-    /// What revokes a token with these claims, signed by `key`, if anything does. For views without a
-    /// limit, which are never unsure.
-    pub fn check(&self, claims: &Claims, key: &KeyId) -> Option<RevokedBy> {
-        match self.standing(&Marks::of(claims, key)) {
+    /// What revokes a token with these marks, if anything does. For views without a limit, which are
+    /// never unsure.
+    pub fn revoked_by(&self, marks: &Marks) -> Option<RevokedBy> {
+        match self.standing(marks) {
             Standing::Revoked(by) => Some(by),
             Standing::Clear | Standing::Unsure => None,
         }

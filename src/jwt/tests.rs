@@ -1,11 +1,23 @@
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+use aws_lc_rs::signature::KeyPair as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::signing::Pair;
 use super::*;
-use crate::domain::ids::{SessionId, TokenId};
+use crate::domain::claims::Claims;
+use crate::domain::clock::Timestamp;
+use crate::domain::ids::{Epoch, Epochs, SessionId, TokenId};
+use crate::domain::key::{Algorithm, PublicKey};
+use crate::domain::scope::Names;
 
 const NOW_SECS: u64 = 1_800_000_000;
 const NOW: Timestamp = Timestamp::from_secs(NOW_SECS);

@@ -217,6 +217,8 @@ async fn each_change_of_a_client_that_ends_tokens_is_one_event() {
         let request = password_login(&app, "ada", PASSWORD);
         let status = bench.server.identity().authenticate(request).await.expect_err("old secret");
         assert_refused(&status, "the old secret");
+        let status = bench.server.refresh(&app, &tokens.refresh_token).await;
+        assert_refused(&status.expect_err("old secret"), "a refresh with the old secret");
         app.client_secret = answer.client_secret;
         let refreshed = bench.server.refresh(&app, &tokens.refresh_token).await;
         assert_eq!(refreshed.is_err(), revoke_issued);

@@ -7,13 +7,14 @@ use avouch::app::{Options, StoreOptions};
 use avouch::domain::caller::Caller;
 use avouch::domain::client::{Client, ClientType};
 use avouch::domain::clock::ManualClock;
-use avouch::domain::event::{Reason, Target};
+use avouch::domain::event::{Cause, Initiator, Reason, Target};
 use avouch::domain::scope::Names;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::password::HashParams;
 use avouch::pb::v1 as pb;
-use avouch::service::admin::NewUser;
+use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Failure, Happening, Origin};
+use avouch::store::{Changed, ClientChange};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -362,14 +363,21 @@ async fn a_new_password_that_the_rules_refuse_is_no_failed_guess() {
     server.login(&app, "ada").await;
 }
 
-#[tokio::test]
-async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
+/// A server where ada may have three sessions, her client, and one with every right.
+async fn server_for_three_sessions() -> (Server, pb::ClientAuthentication, pb::ClientAuthentication)
+{
     let mut options = options(StoreOptions::Memory);
     options.service.max_sessions_per_subject = 3;
     let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
     let app = server.first_party("app").await;
     let operator = server.powerful("operator").await;
     server.add_user("ada").await;
+    (server, app, operator)
+}
+
+#[tokio::test]
+async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
+    let (server, app, operator) = server_for_three_sessions().await;
     let mut sessions = Vec::new();
     for number in 0..6 {
         server.clock.advance(Duration::from_secs(1));
@@ -404,12 +412,7 @@ async fn live_sessions(
 
 #[tokio::test]
 async fn ended_sessions_do_not_hide_live_ones_from_the_limit() {
-    let mut options = options(StoreOptions::Memory);
-    options.service.max_sessions_per_subject = 3;
-    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
-    let app = server.first_party("app").await;
-    let operator = server.powerful("operator").await;
-    server.add_user("ada").await;
+    let (server, app, operator) = server_for_three_sessions().await;
     let mut sessions = Vec::new();
     for _ in 0..3 {
         server.clock.advance(Duration::from_secs(1));
@@ -494,4 +497,33 @@ async fn two_users_with_one_password_have_two_hashes_and_no_plain_text() {
     let (ada, eve) = (hash("ada").await, hash("eve").await);
     assert_ne!(ada, eve);
     assert!(ada.starts_with("$argon2id$") && !ada.contains(PASSWORD));
+}
+
+/// The moment between the commit that disables a client and the news of it in the service, where the
+/// registration is still in memory.
+#[tokio::test]
+async fn a_client_that_was_disabled_this_moment_gets_nothing() {
+    let server = Server::start().await;
+    let app = server.first_party("app").await;
+    server.add_user("ada").await;
+    let tokens = server.login(&app, "ada").await;
+    let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
+    let id = app.client_id.parse().expect("an id");
+    let disabled = ClientChange::Disabled(true);
+    let changed = server.service.store().change_client(id, disabled, Some(cause), NOW).await;
+    assert!(matches!(changed, Ok(Changed::Done(_, Some(_)))));
+    let by_secret = pb::AuthenticateRequest {
+        client: Some(app.clone()),
+        grant: Some(pb::authenticate_request::Grant::ClientCredentials(
+            pb::ClientCredentialsGrant {},
+        )),
+        ..Default::default()
+    };
+    for (request, what) in
+        [(by_secret, "by its secret"), (password_login(&app, "ada", PASSWORD), "by password")]
+    {
+        assert_refused(&try_login(&server, request).await.expect_err(what), what);
+    }
+    let status = server.refresh(&app, &tokens.refresh_token).await.expect_err("disabled");
+    assert_refused(&status, "by refresh");
 }

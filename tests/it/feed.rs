@@ -285,14 +285,14 @@ async fn as_of_stands_still_while_contact_cannot_be_proved() {
     until_synced(&mut watch).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(feed.as_of(), START);
-    world.store.engine().contact.store(false, Ordering::Relaxed);
+    world.store.engine().freeze();
     world.clock.advance(Duration::from_secs(10));
     for _ in 0..3 {
         let Frame::Heartbeat(beat) = next(&mut watch).await else { panic!("not a heartbeat") };
         assert_eq!(beat.as_of_time.unwrap().seconds, 1_800_000_000);
         assert_eq!(beat.send_time.unwrap().seconds, 1_800_000_010);
     }
-    world.store.engine().contact.store(true, Ordering::Relaxed);
+    world.store.engine().thaw();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(feed.as_of(), world.clock.now());
 }
@@ -443,6 +443,11 @@ async fn a_stream_ends_after_its_life_and_before_its_credential() {
     let mut watch = feed.subscribe(with).await.unwrap();
     until_synced(&mut watch).await;
     taken_back.store(true, Ordering::Relaxed);
+    let last = world.revoke().await;
+    // What took its credential may concern all that it protects: it is shown that, and no more.
+    let Ok(Some(Item::Ready(batch))) = watch.next().await else { panic!("not a batch") };
+    let Frame::Batch(batch) = decode(Item::Ready(batch)) else { panic!("not a batch") };
+    assert_eq!(batch.through.map(|it| it.revision), Some(last.revision.0));
     world.revoke().await;
     assert!(matches!(watch.next().await, Ok(Some(Item::Heartbeat(_)))));
     assert!(matches!(watch.next().await, Ok(Some(Item::GoAway { .. }))));

@@ -22,8 +22,9 @@ use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::session_service_client::SessionServiceClient;
+use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Happening, Journal, Origin};
-use avouch::service::{Service, Settings, admin};
+use avouch::service::{Service, Settings};
 use avouch::store::codec::SCHEMA_VERSION;
 use avouch::store::sled::SledSettings;
 use tokio::task::JoinHandle;
@@ -246,7 +247,7 @@ impl Server {
 
     /// Creates a user with [`PASSWORD`].
     pub(crate) async fn add_user(&self, username: &str) -> SubjectId {
-        let new = admin::NewUser {
+        let new = NewUser {
             username: username.to_owned(),
             display_name: username.into(),
             password: Some(SecretText::new(PASSWORD.to_owned())),

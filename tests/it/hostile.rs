@@ -68,20 +68,24 @@ async fn a_storm_of_logins_is_shed_and_the_rest_is_answered() {
     let hashed_before = server.service.hash_stats().completed;
 
     let (admitted, shed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let next = Arc::new(AtomicUsize::new(0));
+    let (next, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    // The storm lasts at least until two sessions went through all the other calls.
+    let enough_answered = Arc::new(AtomicBool::new(false));
     let mut storm = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let channel = connect(server.grpc).await;
         for _ in 0..90 {
             let mut identity = IdentityServiceClient::new(channel.clone());
-            let (app, next) = (app.clone(), Arc::clone(&next));
+            let (app, next, asked) = (app.clone(), Arc::clone(&next), Arc::clone(&asked));
             let (admitted, shed) = (Arc::clone(&admitted), Arc::clone(&shed));
+            let enough_answered = Arc::clone(&enough_answered);
             storm.spawn(async move {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= LOGINS {
+                    if n >= LOGINS && enough_answered.load(Ordering::Relaxed) {
                         return;
                     }
+                    asked.fetch_add(1, Ordering::Relaxed);
                     // Known and unknown names, each from a source of its own.
                     let name = if n % 2 == 0 { "ada".to_owned() } else { format!("nobody{n}") };
                     match identity.authenticate(from(&app, &name, n)).await {
@@ -107,39 +111,42 @@ async fn a_storm_of_logins_is_shed_and_the_rest_is_answered() {
     let watcher = {
         let (service, over) = (Arc::clone(&server.service), Arc::clone(&over));
         tokio::spawn(async move {
-            let (mut running, mut queued) = (0, 0);
+            let (mut running, mut held) = (0, 0);
             while !over.load(Ordering::Relaxed) {
                 let stats = service.hash_stats();
-                (running, queued) = (running.max(stats.running), queued.max(stats.queued));
+                (running, held) =
+                    (running.max(stats.running), held.max(stats.running + stats.queued));
                 sleep(Duration::from_millis(1)).await;
             }
-            (running, queued)
+            (running, held)
         })
     };
     // Meanwhile everything that hashes nothing works, over a connection that the storm shares.
-    let mut during = 0;
-    for session in sessions {
+    for (number, session) in sessions.into_iter().enumerate() {
         let next_tokens = server.refresh(&app, &session.refresh_token).await.expect("Refresh");
         assert!(server.introspect(&operator, &next_tokens.access_token).await.active);
         let target = Target::SessionId(session.session_id.clone());
         server.revoke(&operator, target).await.expect("Revoke");
         assert!(!server.introspect(&operator, &next_tokens.access_token).await.active);
-        during += usize::from(next.load(Ordering::Relaxed) < LOGINS);
+        if number == 1 {
+            enough_answered.store(true, Ordering::Relaxed);
+        }
     }
-    assert!(during > 0, "the storm was over before anything else was asked");
     while let Some(done) = storm.join_next().await {
         done.expect("the storm meets no surprise");
     }
     over.store(true, Ordering::Relaxed);
-    let (running, queued) = watcher.await.expect("it watched");
+    let (running, held) = watcher.await.expect("it watched");
     let (admitted, shed) = (admitted.load(Ordering::Relaxed), shed.load(Ordering::Relaxed));
-    assert_eq!(admitted + shed, LOGINS as u64);
+    assert_eq!(admitted + shed, asked.load(Ordering::Relaxed));
+    assert!(admitted + shed >= LOGINS as u64);
     assert!(shed > 0, "nothing was shed");
     assert!(admitted > 0, "nobody got in");
     let stats = server.service.hash_stats();
     assert_eq!(stats.completed - hashed_before, admitted, "a hash for each that was let in");
     assert!(running <= pool.workers, "{running} hashes at once");
-    assert!(queued <= pool.max_queued, "{queued} waited");
+    // A job stands in the queue until a thread has woken up for it, so both are counted together.
+    assert!(held <= pool.max_queued + pool.workers, "{held} hashes at once or waiting");
     assert_eq!(stats.shed_full + stats.shed_source, shed);
     // What was shed is no failed attempt: the account is as open as before.
     server.login(&app, "ada").await;

@@ -2,6 +2,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::task::JoinHandle;
 
+use super::queue::MIN_RETRY_AFTER;
+use super::worker::step_back;
 use super::*;
 use crate::domain::entropy::SeededEntropy;
 

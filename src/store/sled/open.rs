@@ -4,7 +4,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -25,6 +25,12 @@ use crate::store::OpenError;
 pub(super) const DATABASE: &str = "sled";
 /// The file of the high-water mark, beside it.
 pub(super) const MARK: &str = "avouch.hwm";
+
+/// A second name for sled's newest snapshot, beside its directory.
+const SNAPSHOT: &str = "avouch.snapshot";
+
+/// The directory of sled's files from a first start that was cut off.
+const UNFINISHED: &str = "sled.unfinished";
 
 /// How often to try for a lock that is held: a process that is ending, or a thread of sled that is
 /// letting go of a database this process has closed, needs a moment.
@@ -82,7 +88,15 @@ pub(super) fn open(
 
     create_private_dir(&sled_path).map_err(io_error(&sled_path))?;
     remove_unfinished_snapshots(&sled_path).map_err(io_error(&sled_path))?;
-    let db = open_sled(path, &sled_path, settings)?;
+    keep_snapshot(path, &sled_path).map_err(io_error(&sled_path))?;
+    let db = match open_sled(path, &sled_path, settings) {
+        Err(OpenError::Damaged { what, .. }) if mark.counter == 0 => {
+            tracing::warn!(%what, "the first start was cut off; it begins anew");
+            set_aside(path, &sled_path).map_err(io_error(path))?;
+            open_sled(path, &sled_path, settings)?
+        }
+        opened => opened?,
+    };
     sync_files(path, &sled_path).map_err(io_error(&sled_path))?;
     let data = File::open(&data_path).map_err(io_error(&data_path))?;
 
@@ -136,6 +150,59 @@ fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
         if name.starts_with("snap.") && name.ends_with(".generating") {
             fs::remove_file(&file)?;
         }
+    }
+    Ok(())
+}
+
+/// As it opens, sled writes a new snapshot, removes the old one, and syncs neither name. A power cut
+/// then may leave no snapshot at all, and without one sled reads nothing from a log whose first
+/// segments it has used again. So the old one keeps a second name, in a directory that is synced
+/// first, and gets its name back when there is no other.
+fn keep_snapshot(path: &Path, sled_path: &Path) -> io::Result<()> {
+    let kept = path.join(SNAPSHOT);
+    let is_snapshot = |file: &PathBuf| {
+        file.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with("snap."))
+    };
+    // The names are numbers of one length.
+    let newest = files_of(sled_path)?.into_iter().filter(is_snapshot).max();
+    let has_kept = kept.try_exists()?;
+    match newest {
+        Some(newest) => {
+            if has_kept {
+                fs::remove_file(&kept)?;
+            }
+            link(&newest, &kept)?;
+            sync_dir(path)
+        }
+        None if has_kept => {
+            link(&kept, &sled_path.join("snap.0000000000000000"))?;
+            sync_dir(sled_path)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes room for a new database where nothing was ever acknowledged. Whatever there is stays to be
+/// looked at.
+fn set_aside(path: &Path, sled_path: &Path) -> io::Result<()> {
+    let aside = path.join(UNFINISHED);
+    for gone in [fs::remove_dir_all(&aside), fs::remove_file(path.join(SNAPSHOT))] {
+        match gone {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    fs::rename(sled_path, aside)?;
+    create_private_dir(sled_path)
+}
+
+/// Where a file cannot have two names it has a copy.
+fn link(file: &Path, name: &Path) -> io::Result<()> {
+    if fs::hard_link(file, name).is_err() {
+        fs::copy(file, name)?;
+        File::open(name)?.sync_all()?;
     }
     Ok(())
 }
@@ -216,11 +283,25 @@ fn sync_files(path: &Path, sled_path: &Path) -> io::Result<()> {
     }
     sync_dir(sled_path)?;
     sync_dir(path)?;
-    // Who may not read the parent did not create the directory, and has nothing to sync there.
-    match path.canonicalize()?.parent().map_or(Ok(()), sync_dir) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        synced => synced,
+    sync_ancestors(path)
+}
+
+/// Whoever created the directory may have created those above it, too, and none of these names is on
+/// the disk before the directory that holds it is synced. Another file system was there already.
+fn sync_ancestors(path: &Path) -> io::Result<()> {
+    let path = path.canonicalize()?;
+    let device = path.metadata()?.dev();
+    for ancestor in path.ancestors().skip(1) {
+        if ancestor.metadata()?.dev() != device {
+            break;
+        }
+        match sync_dir(ancestor) {
+            // Who may not read it created nothing in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            synced => synced?,
+        }
     }
+    Ok(())
 }
 
 fn files_of(dir: &Path) -> io::Result<Vec<PathBuf>> {

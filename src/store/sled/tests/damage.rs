@@ -118,6 +118,25 @@ fn a_creation_that_was_cut_off_is_finished() {
     grow(&path, 1);
 }
 
+/// sled's first file has its name, and not yet what it holds.
+#[test]
+fn a_first_start_that_was_cut_off_with_torn_files_begins_anew() {
+    let (_outer, path) = fresh();
+    grow(&path, 0);
+    let none = mark::Mark { log_id: LOG, counter: 0, digest: 0 };
+    mark::MarkFile::create(&path.join("avouch.hwm"), none).unwrap();
+    fs::write(path.join("sled/conf"), [0; 62]).unwrap();
+    fs::write(path.join("avouch.snapshot"), b"of no use").unwrap();
+    grow(&path, 3);
+    assert_eq!(open(&path).unwrap().head().revision, Revision(3));
+    assert!(path.join("sled.unfinished/conf").exists());
+
+    // Once something is acknowledged, it does not.
+    fs::write(path.join("sled/conf"), [0; 62]).unwrap();
+    damage(&path);
+    assert!(path.join("sled/db").exists());
+}
+
 #[test]
 fn groups_past_the_mark_are_kept_and_the_mark_brought_up() {
     let (_outer, path) = fresh();
