@@ -11,6 +11,7 @@ use avouch::client::identity::{
 use avouch::crypto::OsEntropy;
 use avouch::domain::secret::SecretText;
 use avouch::pb::v1 as pb;
+use avouch::verifier::Ask;
 use futures_util::future::BoxFuture;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -77,6 +78,11 @@ async fn each_call_gives_what_the_server_says() {
     let keys = identity.key_set().await.expect("keys");
     assert!(keys.jwks_json.contains(&keys.keys[0].kid));
 
+    // A verifier asks by the same calls.
+    let verifier: &dyn Ask = &identity;
+    assert!(verifier.is_active(second.access_token.expose()).await.expect("an answer"));
+    assert_eq!(verifier.keys().await.expect("keys"), keys.keys);
+
     // The sessions are shown to who has the right: by an access token that the transport adds.
     let nobody = Identity::unnamed(server.channel.clone(), entropy.clone()).within(FAR);
     let refused = nobody.session(&second.session_id).await.expect_err("nobody asks");
@@ -93,6 +99,8 @@ async fn each_call_gives_what_the_server_says() {
     let asker = Identity::new(server.channel.clone(), credential(&power), entropy).within(FAR);
     let question = Question { at_least, ..second.access_token.clone().into() };
     assert!(asker.introspect(question).await.expect("an answer").is_none());
+    let verifier: &dyn Ask = &asker;
+    assert!(!verifier.is_active(second.access_token.expose()).await.expect("an answer"));
 
     // Each failure has its variant, and the reason of the server.
     let wrong = identity.authenticate(Login::password("ada", secret("wrong"))).await;
