@@ -44,6 +44,9 @@ pub trait KeepSuccessor: Send + Sync + 'static {
     /// Keeps these tokens in the place of those before them, durably: once this returns, a crash must
     /// not bring an older refresh token back, as using that again ends the session. Until it
     /// returns, the tokens are not used. It is called again, with the same tokens, after an error.
+    ///
+    /// A crash before it returns costs the session, unless the next start comes inside the retry
+    /// window, 10 s as avouch is by default.
     async fn keep(&self, tokens: &Tokens) -> Result<(), KeepError>;
 }
 
