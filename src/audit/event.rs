@@ -76,6 +76,8 @@ names! {
     AuthnTokenReuse = "authn_token_reuse" Critical,
     /// Something was revoked.
     AuthnTokenRevoked = "authn_token_revoked" Info,
+    /// An administrator is about to change something.
+    AuthzAdmin = "authz_admin" Warn,
     /// A caller may not do what it asked for.
     AuthzFail = "authz_fail" Critical,
     /// A client was changed.

@@ -178,7 +178,11 @@ impl Sink for FileSink {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.get_ref().sync_data()
+        match self.0.get_ref().sync_data() {
+            // A pipe or a terminal, which has nothing to sync.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        }
     }
 }
 

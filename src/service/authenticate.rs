@@ -211,6 +211,7 @@ impl Service {
             return Err(AuthenticateError::Refused);
         }
 
+        self.evict_beyond_limit(&user.subject, origin, now).await?;
         let session = Session {
             id: self.entropy.session_id(),
             subject: user.subject.clone(),

@@ -20,7 +20,8 @@
 //! | `m/ring` | version of the key ring | for ever |
 //!
 //! Integers in keys are big-endian, so that bytes sort as numbers do. Each value starts with the
-//! version of its layout.
+//! version of its layout. `i`, `x` and `z` are index entries:
+//! [`INDEX_KINDS`](crate::store::engine::INDEX_KINDS).
 
 use self::bytes::{Read, Reader, V1, Writer};
 use crate::domain::throttle::Attempts;
@@ -39,7 +40,7 @@ pub use ring::{read_key, read_mac_key, write_key, write_mac_key};
 pub use session::{read_session, write_session};
 
 /// The version of the whole schema. An engine stores it when it is created and refuses another.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Where the version of the key ring stands.
 pub const RING_KEY: &[u8] = b"m/ring";

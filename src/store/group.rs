@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::StoreError;
 use super::engine::{
     Answer, Commit, Decision, ENGINE_PREFIX, KeyRange, LoggedEvent, Order, Reads, Txn, Value,
-    event_key,
+    event_key, is_index_key,
 };
 use crate::domain::ids::Revision;
 
@@ -160,6 +160,9 @@ fn check_record(key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
     }
     if key.is_empty() || key.len() + value.map_or(0, <[u8]>::len) > MAX_RECORD_BYTES {
         return Err(StoreError::Internal("a record is empty or larger than 4 KiB"));
+    }
+    if is_index_key(key) && value.is_some_and(|value| !value.is_empty()) {
+        return Err(StoreError::Internal("an index entry has a value"));
     }
     Ok(())
 }

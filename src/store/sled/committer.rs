@@ -2,6 +2,7 @@
 //! syncs that. One, because sled's flushes deadlock when many tasks ask for them, and because order
 //! is what makes decisions simple.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,10 +14,11 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::health::Step;
 use super::mark::Mark;
+use super::pack;
 use super::record::{META_KEY, Meta, fingerprint, seal, unseal};
 use super::sealer::{Decided, Sealing};
 use crate::store::StoreError;
-use crate::store::engine::{Answer, Commit, Decision};
+use crate::store::engine::{Answer, Commit, Decision, is_index_key};
 use crate::store::group::{Group, Written};
 
 /// How old what is known of the disk's room may be when a group is admitted.
@@ -106,9 +108,21 @@ impl Committer {
     /// Writes a group as one batch, which sled recovers whole or not at all, and syncs it.
     fn write(&self, written: &Written, meta: &mut Meta) -> Result<(), String> {
         let db = &self.shared.db;
+        let mut packs = BTreeMap::new();
+        let (entries, records): (Vec<_>, Vec<_>) =
+            written.writes.iter().partition(|(key, _)| is_index_key(key));
+        pack::repack(
+            db,
+            entries.into_iter().map(|(key, value)| (key, value.is_some())),
+            &mut packs,
+        )?;
+        // A pack may stand under the key of an entry that was seen, so what was seen tells of records
+        // alone.
+        let records = records.into_iter().map(|(key, value)| (key, value, written.seen.get(key)));
+        let packs = packs.iter().map(|(key, value)| (key, value, None));
         let mut batch = sled::Batch::default();
-        for (key, value) in &written.writes {
-            let print = match written.seen.get(key) {
+        for (key, value, seen) in records.chain(packs) {
+            let print = match seen {
                 // It was held against its checksum when it was read.
                 Some(old) => old.as_ref().map(|old| fingerprint(key, old)),
                 None => sled::Tree::get(db, key)

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::child::step;
 use super::*;
 
 /// The files of a data directory, and what is in them.
@@ -33,12 +34,12 @@ impl Copied {
     }
 }
 
-/// Commits `n` counts and closes.
+/// Commits `n` steps and closes.
 fn grow(path: &Path, n: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let engine = open(path).unwrap();
     for _ in 0..n {
-        runtime.block_on(engine.commit(count(b"c"))).unwrap();
+        runtime.block_on(engine.commit(step(0, 0))).unwrap();
     }
 }
 
