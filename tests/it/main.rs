@@ -8,6 +8,7 @@ mod alone;
 mod authenticate;
 mod beside;
 mod cli;
+mod client;
 mod crash;
 mod disk;
 mod feed;

@@ -24,13 +24,14 @@ use crate::sidecar::rig::{Said, Sidecar};
 const GATEWAY: &str = "spiffe://mesh.test/ns/edge/sa/gateway";
 const ORDERS: &str = "spiffe://mesh.test/ns/shop/sa/orders";
 
-struct Ca {
+/// Signs certificates for tests.
+pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub(crate) pem: String,
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).expect("params");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
@@ -39,7 +40,7 @@ impl Ca {
     }
 
     /// A certificate and its key, PEM.
-    fn issue(&self, sans: Vec<SanType>) -> (String, String) {
+    pub(crate) fn issue(&self, sans: Vec<SanType>) -> (String, String) {
         let mut params = CertificateParams::new([]).expect("params");
         params.subject_alt_names = sans;
         let key = KeyPair::generate().expect("a key");
@@ -47,7 +48,7 @@ impl Ca {
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn workload(&self, spiffe: &str) -> Identity {
+    pub(crate) fn workload(&self, spiffe: &str) -> Identity {
         let uri = SanType::URI(spiffe.try_into().expect("a URI"));
         let (certificate, key) = self.issue(vec![uri]);
         Identity::from_pem(certificate, key)
