@@ -41,7 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// A crate and where it may be used: a module, or a file or folder of one.
 const CRATES: &[(&str, &[&str])] = &[
-    ("arc_swap", &["client", "domain/view", "keys", "listen", "verifier"]),
+    ("arc_swap", &["client", "domain/view", "keys", "listen", "sidecar/credential", "verifier"]),
     ("argon2", &["password/engine"]),
     ("async_trait", &["client", "store", "verifier"]),
     ("aws_lc_rs", &["crypto", "jwt", "listen"]),
