@@ -293,6 +293,16 @@ async fn it_is_ready_once_the_set_is_complete_and_not_before() {
     assert_eq!(sidecar.ops("/readyz").await, (200, "ready\n".into()));
     let socket = sidecar.directory.path().join("authz.sock");
     assert!(socket.exists());
+    // Who watches its health, and the kubelet, learn that it goes before it is gone.
+    let request = HealthCheckRequest { service: String::new() };
+    let watch = HealthClient::new(sidecar.envoy.clone()).watch(request).await;
+    let mut watch = watch.expect("an answer").into_inner();
+    let mut next = async || watch.message().await.expect("a message").expect("it goes on").status();
+    assert_eq!(next().await, ServingStatus::Serving);
+    sidecar.shutdown.cancel();
+    assert_eq!(next().await, ServingStatus::NotServing);
+    assert_eq!(sidecar.ops("/readyz").await, (503, "draining\n".into()));
+    drop(watch);
     let summary = sidecar.stop().await;
     assert_eq!(summary.aborted, 0);
     assert!(!socket.exists());
