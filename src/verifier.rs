@@ -489,3 +489,6 @@ async fn follow(mut watch: Watch, verifier: Weak<Inner>) {
         verifier.take(event, watch.fresh());
     }
 }
+
+#[cfg(test)]
+mod tests;
