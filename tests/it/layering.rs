@@ -31,7 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("client", &["domain", "pb", "jwt"]),
     ("verified", &["domain", "crypto", "jwt"]),
-    ("verifier", &["domain", "jwt", "verified", "client", "pb"]),
+    ("verifier", &["domain", "crypto", "jwt", "verified", "client", "pb"]),
     ("layer", &["verifier"]),
     ("sidecar", &["domain", "verifier", "client", "pb", "metrics"]),
     ("cli", &["crypto", "config", "client", "pb", "domain"]),
