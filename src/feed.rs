@@ -284,6 +284,18 @@ impl Feed {
         self.expect_acks(through).wait(limit).await
     }
 
+    /// Keeps the streams of those whose credentials are about to be revoked until it is dropped, so that
+    /// whoever waits for the watchers waits for them, too. Take it before the revocation.
+    pub fn hold(&self) -> Hold {
+        self.shared.registry.hold();
+        Hold(Arc::clone(&self.shared))
+    }
+
+    /// Whose watch this is, while it is there.
+    pub fn owner_of(&self, watch_id: &str) -> Option<String> {
+        self.shared.registry.owner_of(watch_id)
+    }
+
     /// A watcher says that it has applied everything up to `applied`. Unknown watches, watches of
     /// other callers and positions that were never sent change nothing.
     pub fn ack(&self, watch_id: &str, owner: &str, applied: Cursor) {
@@ -364,6 +376,16 @@ impl Feed {
     pub fn drain(&self) {
         self.shared.draining.send_replace(true);
         self.shared.wake();
+    }
+}
+
+/// Keeps streams whose credentials were revoked; see [`Feed::hold`].
+pub struct Hold(Arc<Shared>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.registry.release();
+        self.0.wake();
     }
 }
 

@@ -151,7 +151,7 @@ impl Opened {
 
     /// Whether it must end, for one that is never idle.
     fn has_ended(&mut self, context: &mut Context<'_>) -> Option<Ended> {
-        let guard = self.guard.as_mut()?;
+        let Some(guard) = self.guard.as_mut() else { return self.verifier.ended(&self.token) };
         match Pin::new(guard).poll(context) {
             Poll::Ready(ended) => Some(ended),
             Poll::Pending => None,

@@ -87,12 +87,12 @@ struct Shard {
 }
 
 impl Shard {
-    fn find(&mut self, name: &Name) -> Option<Arc<VerifiedToken>> {
+    fn find(&mut self, name: &Name, capacity: usize) -> Option<Arc<VerifiedToken>> {
         if let Some(known) = self.young.get(name) {
             return Some(Arc::clone(known));
         }
         let known = self.old.remove(name)?;
-        self.young.insert(*name, Arc::clone(&known));
+        self.remember(*name, Arc::clone(&known), capacity);
         Some(known)
     }
 
@@ -130,7 +130,7 @@ impl VerifiedTokens {
         half.copy_from_slice(&digest[..16]);
         let name = Name::from_le_bytes(half);
         let shard = &self.shards[usize::from(digest[16]) % SHARDS];
-        let known = lock(shard).find(&name);
+        let known = lock(shard).find(&name, self.shard_capacity);
         if let Some(known) = known {
             if now >= self.rules.refused_from(known.claims.expires_at) {
                 return Err(TokenError::Expired);

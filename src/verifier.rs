@@ -278,6 +278,15 @@ impl Verifier {
         guard.check(&self.0.view.load())
     }
 
+    /// Whether what a token opened must end by now; for who has no time to wait for a [`Guard`].
+    pub fn ended(&self, token: &VerifiedToken) -> Option<Ended> {
+        if let Standing::Revoked(by) = self.0.view.load().standing(&token.marks) {
+            return Some(Ended::Revoked(by));
+        }
+        let now = self.0.time(Instant::now());
+        (now >= self.0.tokens.refused_from(token)).then_some(Ended::Expired)
+    }
+
     /// Waits until the set of revocations is complete.
     pub async fn synced(&self) {
         // The sender lives as long as self does.
@@ -349,20 +358,21 @@ impl Inner {
         if matches!(verdict, Verdict::Refused(Refusal::Invalid(TokenError::UnknownKey))) {
             verdict = self.check_with_new_keys(token, max_staleness).await;
         }
-        let (verified, policy) = match verdict {
+        let (verified, ask) = match verdict {
             Verdict::Good(verified) => return Ok(verified),
             Verdict::Refused(refusal) => return Err(refusal),
-            // That the server knows more is certain here, however fresh the view is.
-            Verdict::Unsure(verified) if policy == Policy::Closed => (verified, Policy::Introspect),
-            Verdict::Unsure(verified) | Verdict::Stale(verified) => (verified, policy),
+            // What was left out may revoke it: no policy spares the question.
+            Verdict::Unsure(verified) => (verified, true),
+            Verdict::Stale(verified) => (verified, policy == Policy::Introspect),
         };
-        match policy {
-            Policy::Closed => Err(Refusal::Stale),
-            Policy::Introspect => self.ask(token, verified).await,
-            Policy::Open => {
+        let answer =
+            if ask { self.ask(token, Arc::clone(&verified)).await } else { Err(Refusal::Stale) };
+        match (answer, policy) {
+            (Err(Refusal::Stale), Policy::Open) => {
                 self.counters.opened();
                 Ok(verified)
             }
+            (answer, _) => answer,
         }
     }
 
@@ -373,11 +383,12 @@ impl Inner {
             let mut asked = self.keys_asked.lock().await;
             let recently = asked.is_some_and(|at| at.elapsed() < KEYS_EVERY);
             if !recently {
-                *asked = Some(Instant::now());
                 match ask.keys().await {
                     Ok(keys) => self.add_keys(&keys),
                     Err(error) => tracing::warn!(%error, "the keys could not be fetched"),
                 }
+                // From the answer on: who waited for it has it, however long it took.
+                *asked = Some(Instant::now());
             }
         }
         match self.check(token, max_staleness) {

@@ -27,6 +27,10 @@ pub(crate) use apply::{changed, moment};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How many heartbeats may be missed: whatever TCP says, a stream that is silent for longer is dead.
 const MISSED_HEARTBEATS: u32 = 3;
+/// The longest that servers let anybody wait for a heartbeat.
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often what has expired is dropped, at the most, when there are no heartbeats.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// How long a connection, or an acknowledgement, may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 const ACK_DEADLINE: Duration = Duration::from_secs(1);
@@ -119,6 +123,8 @@ pub enum Lost {
     Silent,
     /// The server's set is another one: it is fetched anew, the old one stays in force meanwhile.
     DigestMismatch,
+    /// The replica knows less than is known here; what is known stays in force.
+    Behind,
     /// The server said something that makes no sense here.
     Protocol(&'static str),
 }
@@ -163,6 +169,9 @@ struct Live {
     /// How long a silence is one too many.
     deadline: Duration,
     go_away: Option<(v1::GoAwayReason, Duration)>,
+    /// Whether it has caught up. Until then its frames may be old ones, which say neither what time it
+    /// is nor how fresh the set is.
+    synced: bool,
     /// The frame that took the least time so far, by which the server's clock is told. Anew with
     /// each stream, so that the drift of the two clocks does not add up.
     quickest: Option<(Timestamp, Instant)>,
@@ -198,6 +207,8 @@ pub struct Watch {
     tries: u32,
     next_endpoint: usize,
     retry_at: Option<Instant>,
+    /// When what has expired was dropped last.
+    expired_at: Instant,
 }
 
 impl Watch {
@@ -215,6 +226,7 @@ impl Watch {
             tries: 0,
             next_endpoint: 0,
             retry_at: None,
+            expired_at: Instant::now(),
         }
     }
 
@@ -305,13 +317,14 @@ impl Watch {
             subscriber_id: self.settings.subscriber_id.clone(),
         });
         let frames = client.watch_revocations(request).await?.into_inner();
-        let deadline = self.settings.heartbeat * MISSED_HEARTBEATS;
+        let deadline = self.settings.heartbeat.min(LONGEST_HEARTBEAT) * MISSED_HEARTBEATS;
         Ok(Live {
             client,
             frames,
             watch_id: String::new(),
             deadline,
             go_away: None,
+            synced: false,
             quickest: None,
         })
     }
@@ -351,23 +364,44 @@ impl Watch {
                     received,
                 )?;
                 self.advance(fresh);
+                // A stream that is never silent has no heartbeats.
+                if received.saturating_duration_since(self.expired_at) >= EXPIRE_EVERY {
+                    self.expire(fresh.sent, received);
+                }
                 Ok(Some(WatchEvent::Batch(revocations, fresh)))
             }
             Frame::Synced(synced) => {
                 let sent = synced.send_time.as_ref();
+                if let Some(live) = &mut self.live {
+                    live.synced = true;
+                    // What was told by frames of before is too long ago.
+                    live.quickest = None;
+                }
                 let fresh = self.fresh_of(
                     synced.through.as_ref(),
                     synced.as_of_time.as_ref(),
                     sent,
                     received,
                 )?;
+                // What is in force may not go back in time: the replica lacks what is known here.
+                let behind = self.fresh.is_some_and(|known| {
+                    known.through.log_id == fresh.through.log_id
+                        && known.through.revision > fresh.through.revision
+                });
+                if behind {
+                    return Err(Lost::Behind);
+                }
+                if let Some(pending) = &self.pending {
+                    self.verify(pending, synced.digest, fresh.sent)?;
+                } else {
+                    self.verify(&self.view.load(), synced.digest, fresh.sent)?;
+                }
                 if let Some(complete) = self.pending.take() {
                     self.view.store(Arc::new(complete));
                 }
                 self.tries = 0;
                 self.cursor = Some(fresh.through);
                 self.fresh = Some(fresh);
-                self.verify(synced.digest)?;
                 Ok(Some(WatchEvent::Synced(fresh)))
             }
             Frame::Heartbeat(beat) => {
@@ -375,8 +409,8 @@ impl Watch {
                 let fresh =
                     self.fresh_of(beat.through.as_ref(), beat.as_of_time.as_ref(), sent, received)?;
                 self.advance(fresh);
-                self.view.load().expire(fresh.sent);
-                self.verify(beat.digest)?;
+                self.expire(fresh.sent, received);
+                self.verify(&self.view.load(), beat.digest, fresh.sent)?;
                 Ok(Some(WatchEvent::Heartbeat(fresh)))
             }
             Frame::GoAway(go_away) => {
@@ -417,7 +451,7 @@ impl Watch {
             live.watch_id.clone_from(&start.watch_id);
             let heartbeat = start.heartbeat_interval.and_then(|it| Duration::try_from(it).ok());
             if let Some(heartbeat) = heartbeat {
-                live.deadline = heartbeat * MISSED_HEARTBEATS;
+                live.deadline = heartbeat.min(LONGEST_HEARTBEAT) * MISSED_HEARTBEATS;
             }
         }
         WatchEvent::Connected { watch_id: start.watch_id, resumed: start.resumed }
@@ -440,27 +474,36 @@ impl Watch {
     fn advance(&mut self, fresh: Fresh) {
         if self.pending.is_none() {
             self.cursor = Some(fresh.through);
-            if self.fresh.is_some() {
+            if self.fresh.is_some() && self.live.as_ref().is_some_and(|live| live.synced) {
                 self.fresh = Some(fresh);
             }
         }
     }
 
-    fn verify(&mut self, digest: Option<v1::SetDigest>) -> Result<(), Lost> {
+    fn expire(&mut self, now: Timestamp, received: Instant) {
+        self.expired_at = received;
+        self.view.load().expire(now);
+    }
+
+    /// Holds a set against what the server says of its own at `sent`.
+    fn verify(
+        &self,
+        view: &View,
+        digest: Option<v1::SetDigest>,
+        sent: Timestamp,
+    ) -> Result<(), Lost> {
         let Some(digest) = digest else { return Ok(()) };
         let Some(after) = digest.counted_after_time.as_ref().and_then(moment) else {
             return Ok(());
         };
-        let view = self.view.load();
-        let own = view.digest(after);
-        if view.is_partial() {
+        // What was counted then may be gone from either side by now.
+        if view.is_partial() || after <= sent {
             return Ok(());
         }
+        let own = view.digest(after);
         if own.count == digest.live_count && own.xor == digest.xor_of_keys {
             return Ok(());
         }
-        // Without a cursor the next stream brings the whole set; this one stays in force until then.
-        self.cursor = None;
         Err(Lost::DigestMismatch)
     }
 
@@ -504,6 +547,10 @@ impl Watch {
     }
 
     fn lose(&mut self, lost: Lost) -> WatchEvent {
+        if matches!(lost, Lost::DigestMismatch) {
+            // Without a cursor the next stream brings the whole set; this one stays in force until then.
+            self.cursor = None;
+        }
         let go_away = self.live.as_mut().and_then(|live| live.go_away.take());
         self.forget_stream();
         let (lost, retry_in) = match go_away {

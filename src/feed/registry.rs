@@ -1,7 +1,7 @@
 //! Who watches: the caps, the list that operators see, and who has applied what.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -119,6 +119,8 @@ pub struct Acked {
 /// Everybody who watches.
 pub(super) struct Registry {
     watchers: Mutex<Watchers>,
+    /// How many wait, or are about to, for watchers to acknowledge.
+    holds: AtomicUsize,
     /// Rises whenever somebody acknowledges or leaves.
     changed: watch::Sender<u64>,
     max: usize,
@@ -133,7 +135,13 @@ struct Watchers {
 
 impl Registry {
     pub(super) fn new(max: usize, max_per_owner: usize) -> Self {
-        Self { watchers: Mutex::default(), changed: watch::Sender::new(0), max, max_per_owner }
+        Self {
+            watchers: Mutex::default(),
+            holds: AtomicUsize::new(0),
+            changed: watch::Sender::new(0),
+            max,
+            max_per_owner,
+        }
     }
 
     fn watchers(&self) -> MutexGuard<'_, Watchers> {
@@ -185,6 +193,24 @@ impl Registry {
             watcher.applied.fetch_max(applied.0, Ordering::AcqRel);
             self.changed.send_modify(|version| *version += 1);
         }
+    }
+
+    /// Whether somebody waits for watchers.
+    pub(super) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn release(&self) {
+        self.holds.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The one whom a watch belongs to, by its name: a name is random, and nobody but that one was told.
+    pub(super) fn owner_of(&self, watch_id: &str) -> Option<String> {
+        self.watchers().by_id.get(watch_id).map(|watcher| watcher.owner.clone())
     }
 
     /// Asks all who were attached before `through` to apply everything up to it.

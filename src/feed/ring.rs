@@ -147,11 +147,13 @@ impl Ring {
         self.check = Some((self.head, check));
     }
 
-    /// The check of the set at `position`, when nothing was added since it was made.
-    pub(super) fn check_at(&self, position: Revision) -> Option<Check> {
+    /// The check of the set at `position`, when nothing was added since it was made, and nothing that it
+    /// counts can be gone by `now`: no new one is made while the store proves nothing.
+    pub(super) fn check_at(&self, position: Revision, now: Timestamp) -> Option<Check> {
         self.check
             .filter(|(revision, _)| *revision == position && self.head == position)
             .map(|(_, check)| check)
+            .filter(|check| now < check.counted_after)
     }
 }
 

@@ -207,6 +207,9 @@ impl Subscription {
                     return Ok(Some(item));
                 }
                 Step::Again => {
+                    if let Some(item) = self.sign_of_life() {
+                        return Ok(Some(item));
+                    }
                     tokio::task::yield_now().await;
                     continue;
                 }
@@ -224,6 +227,20 @@ impl Subscription {
     /// Everything up to here is shown.
     pub fn position(&self) -> Cursor {
         self.place.shared.cursor(self.position)
+    }
+
+    /// Something to show while a long way shows nothing, so that nobody takes the stream for dead.
+    fn sign_of_life(&mut self) -> Option<Item> {
+        if Instant::now() < self.heartbeat_at {
+            return None;
+        }
+        let item = match self.phase {
+            Phase::Snapshot(_) => Item::Snapshot(Chunk::default()),
+            Phase::CatchUp => Item::Batch(Mark { check: None, ..self.mark() }, Vec::new()),
+            _ => return None,
+        };
+        self.heartbeat_at = Instant::now() + self.subscribe.heartbeat;
+        Some(item)
     }
 
     fn step(&mut self) -> Result<Step, WatchError> {
@@ -367,7 +384,8 @@ impl Subscription {
         if self.position >= ring.proof.head {
             self.as_of = self.as_of.max(ring.proof.as_of);
         }
-        let check = ring.check_at(self.position).filter(|_| self.subscribe.filter.is_open());
+        let now = shared.clock.now();
+        let check = ring.check_at(self.position, now).filter(|_| self.subscribe.filter.is_open());
         drop(ring);
         self.told = self.position;
         Mark {
@@ -476,8 +494,12 @@ impl Subscription {
         if self.revoked_by.is_none() && revoked() {
             self.revoked_by = Some(self.place.shared.ring().head());
         }
-        let owed = |until: Revision| matches!(self.phase, Phase::Live) && self.position < until;
-        self.revoked_by.is_some_and(|until| !owed(until))
+        let Some(until) = self.revoked_by else { return false };
+        if !matches!(self.phase, Phase::Live) {
+            return true;
+        }
+        // While a Revoke waits for its watchers, those whose credentials it took are among them.
+        self.position >= until && !self.place.shared.registry.is_held()
     }
 
     fn credential_end(&self) -> Instant {

@@ -45,6 +45,7 @@ const fn kind(denial: Denial) -> Kind {
     match denial {
         Denial::Bearer(BearerError::Missing) => Kind::Missing,
         Denial::Refused(refusal) if refusal.is_unavailable() => Kind::Unavailable,
+        Denial::Ended(Ended::Unsure) => Kind::Unavailable,
         Denial::Unmet(Unmet::Scope) => Kind::InsufficientScope,
         Denial::Bearer(BearerError::Malformed | BearerError::Repeated)
         | Denial::Refused(_)
@@ -57,7 +58,9 @@ const fn kind(denial: Denial) -> Kind {
 const fn reason(denial: Denial) -> &'static str {
     match denial {
         Denial::Bearer(BearerError::Missing) => "TOKEN_MISSING",
-        Denial::Refused(Refusal::Stale | Refusal::NotReady) => "REVOCATIONS_UNKNOWN",
+        Denial::Refused(Refusal::Stale | Refusal::NotReady) | Denial::Ended(Ended::Unsure) => {
+            "REVOCATIONS_UNKNOWN"
+        }
         Denial::Unmet(Unmet::Scope) => "INSUFFICIENT_SCOPE",
         Denial::Ended(Ended::Expired) => "TOKEN_EXPIRED",
         Denial::Ended(Ended::Revoked(_)) => "TOKEN_REVOKED",

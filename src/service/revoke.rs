@@ -111,6 +111,8 @@ impl Service {
             return Err(RevokeError::Anonymous);
         }
         let stated = request.stated;
+        // Before anything is revoked: the watchers may be among those who lose their credentials.
+        let _hold = request.wait.map(|_| self.feed.hold());
         let revoked = match request.what {
             What::Token(token) => self.revoke_any_token(caller, &token, stated, now).await,
             What::Session(id) => match self.store.find_session(id)? {

@@ -15,13 +15,16 @@ use crate::domain::view::{Changed, Marks, RevokedBy, Standing, View};
 pub enum Ended {
     /// The token was revoked.
     Revoked(RevokedBy),
+    /// Something that may concern it was revoked, and the view has no room to tell
+    /// ([`View::with_limit`]). Whoever shows the token again is judged by the server.
+    Unsure,
     /// It has expired.
     Expired,
 }
 
 struct Waiting {
     marks: Marks,
-    end: oneshot::Sender<RevokedBy>,
+    end: oneshot::Sender<Ended>,
 }
 
 /// Everybody who wants to know, findable by each mark that may be revoked.
@@ -69,7 +72,7 @@ impl Guards {
             match change {
                 Changed::Mark(mark) => {
                     let ids = registry.by_mark.get(&mark).cloned().unwrap_or_default();
-                    ids.into_iter().for_each(|id| registry.end_if_revoked(id, view));
+                    ids.into_iter().for_each(|id| registry.end_if_due(id, view));
                 }
                 Changed::Everything => registry.check_all(view),
             }
@@ -90,16 +93,19 @@ impl Guards {
 impl Registry {
     fn check_all(&mut self, view: &View) {
         let ids: Vec<u64> = self.waiting.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.end_if_revoked(id, view));
+        ids.into_iter().for_each(|id| self.end_if_due(id, view));
     }
 
-    fn end_if_revoked(&mut self, id: u64, view: &View) {
+    fn end_if_due(&mut self, id: u64, view: &View) {
         let Some(waiting) = self.waiting.get(&id) else { return };
-        if let Standing::Revoked(by) = view.standing(&waiting.marks)
-            && let Some(waiting) = self.remove(id)
-        {
+        let ended = match view.standing(&waiting.marks) {
+            Standing::Revoked(by) => Ended::Revoked(by),
+            Standing::Unsure => Ended::Unsure,
+            Standing::Clear => return,
+        };
+        if let Some(waiting) = self.remove(id) {
             // Who no longer waits has ended already.
-            let _gone = waiting.end.send(by);
+            let _gone = waiting.end.send(ended);
         }
     }
 
@@ -135,7 +141,7 @@ impl Drop for Place {
 pub struct Guard {
     place: Place,
     /// None once the verifier is gone: then only the expiry is known.
-    ended: Option<oneshot::Receiver<RevokedBy>>,
+    ended: Option<oneshot::Receiver<Ended>>,
     expires: Pin<Box<Sleep>>,
 }
 
@@ -143,7 +149,7 @@ impl Guard {
     /// Ends at once if the token is revoked already.
     pub(super) fn check(self, view: &View) -> Self {
         if let Some(guards) = self.place.guards.upgrade() {
-            guards.registry().end_if_revoked(self.place.id, view);
+            guards.registry().end_if_due(self.place.id, view);
         }
         self
     }
@@ -155,7 +161,7 @@ impl Future for Guard {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {
         if let Some(ended) = &mut self.ended {
             match Pin::new(ended).poll(context) {
-                Poll::Ready(Ok(by)) => return Poll::Ready(Ended::Revoked(by)),
+                Poll::Ready(Ok(ended)) => return Poll::Ready(ended),
                 Poll::Ready(Err(_)) => self.ended = None,
                 Poll::Pending => {}
             }

@@ -96,6 +96,43 @@ async fn a_key_that_is_no_longer_published_takes_what_is_remembered_along() {
     assert!(matches!(verifier.check(&token), Verdict::Refused(refusal) if refusal == unknown));
 }
 
+/// Answers after a while, and counts.
+#[derive(Default)]
+struct SlowKeys(AtomicU64);
+
+#[async_trait::async_trait]
+impl Ask for SlowKeys {
+    async fn is_active(&self, _: &str) -> Result<bool, AskError> {
+        Err(AskError("no".to_owned()))
+    }
+
+    async fn keys(&self) -> Result<Vec<v1::JsonWebKey>, AskError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(KEYS_EVERY * 2).await;
+        Err(AskError("no answer in time".to_owned()))
+    }
+}
+
+/// Anybody can name a key that does not exist; nobody must wait behind all of them in turn.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_keys_waits_for_one_question() {
+    let settings = VerifierSettings::new(ISSUER, WatchSettings::new(Vec::new()));
+    let asked = Arc::new(SlowKeys::default());
+    let clock = Arc::new(ManualClock::new(START));
+    let ask = Arc::clone(&asked) as Arc<dyn Ask>;
+    let verifier = Verifier::start(settings, clock, Arc::new(OsEntropy), Some(ask));
+    verifier.0.take(WatchEvent::Synced(fresh()), Some(fresh()));
+    let (key, _) = SigningKey::generate(Algorithm::Es256).unwrap();
+    let token = key.encode(&claims()).unwrap().into_exposed();
+    let began = Instant::now();
+    let each = (0..50).map(|_| verifier.verify(&token));
+    for refused in futures_util::future::join_all(each).await {
+        assert!(refused.is_err());
+    }
+    assert_eq!(asked.0.load(Ordering::Relaxed), 1);
+    assert!(began.elapsed() <= KEYS_EVERY * 3, "{:?}", began.elapsed());
+}
+
 #[test]
 fn keys_that_contradict_themselves_are_not_used() {
     let (key, _) = SigningKey::generate(Algorithm::Es256).unwrap();

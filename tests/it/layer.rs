@@ -44,6 +44,12 @@ async fn serve(layer: VerifyLayer, uploading: Arc<Notify>) -> SocketAddr {
         let rest = futures_util::stream::pending();
         Body::from_stream(futures_util::StreamExt::chain(first, rest))
     };
+    let endless = || async {
+        let chunk = bytes::Bytes::from_static(&[b'x'; 16 * 1024]);
+        Body::from_stream(futures_util::stream::repeat_with(move || {
+            Ok::<_, Infallible>(chunk.clone())
+        }))
+    };
     let upload = move |body: Body| async move {
         uploading.notify_one();
         body.collect().await.map(|body| body.to_bytes().len().to_string()).unwrap_or_default()
@@ -54,6 +60,7 @@ async fn serve(layer: VerifyLayer, uploading: Arc<Notify>) -> SocketAddr {
             Router::new()
                 .route("/who", get(who))
                 .route("/live", get(live))
+                .route("/endless", get(endless))
                 .route("/upload", post(upload)),
         )
         .layer(layer);
@@ -250,6 +257,21 @@ async fn an_open_stream_ends_when_its_session_is_revoked() {
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{rest:?} {end:?}");
     assert_eq!(stage.verifier.status().guarded, 1, "the other stream goes on");
     assert!(timeout(Duration::from_millis(200), his.message()).await.is_err(), "it is open");
+}
+
+/// What never waits is never woken; it ends all the same.
+#[tokio::test]
+async fn an_answer_that_is_always_ready_ends_too() {
+    let stage = Stage::new(&[]).await;
+    let ada = stage.scene.login("ada").await;
+    let authorization = with(&ada.access_token);
+    let mut endless = send(stage.service, "GET", "/endless", Some(&authorization), "").await;
+    let mut chunk = vec![0; 64 * 1024];
+    let count = endless.read(&mut chunk).await.expect("it begins");
+    assert!(count > 0);
+    stage.scene.revoke(&stage.verifier, Target::SessionId(ada.session_id)).await;
+    let end = async { while endless.read(&mut chunk).await.is_ok_and(|count| count > 0) {} };
+    timeout(LONG, end).await.expect("it ends");
 }
 
 #[tokio::test]

@@ -509,3 +509,25 @@ async fn introspect_sees_a_revocation_at_once_and_at_a_cursor() {
     let fields = wrong_fields(&status.expect_err("no log id"));
     assert!(fields.iter().all(|field| field.starts_with("at_least")), "{fields:?}");
 }
+
+/// A revocation of everything takes the watchers' tokens, too: who waits for them waits for them
+/// nevertheless.
+#[tokio::test]
+async fn a_revoke_of_everything_waits_for_watchers_whose_own_tokens_it_took() {
+    let scene = crate::verifier::Scene::new().await;
+    let mut settings = scene.settings(scene.server.grpc);
+    settings.watch.heartbeat = Duration::from_secs(5);
+    let verifier = scene.verifier(settings).await;
+    let request = pb::RevokeRequest {
+        client: Some(scene.operator.clone()),
+        target: Some(Target::Everything(true)),
+        wait: Some(prost_types::Duration { seconds: 20, nanos: 0 }),
+        ..Default::default()
+    };
+    let answer = scene.server.identity().revoke(request).await.expect("OK").into_inner();
+    let waited = answer.wait_result.expect("a result");
+    assert_eq!((waited.watchers_connected, waited.watchers_applied), (1, 1), "{waited:?}");
+    assert!(waited.complete);
+    let applied = verifier.status().cursor.map(|cursor| cursor.revision.0);
+    assert_eq!(applied, answer.cursor.map(|cursor| cursor.revision));
+}

@@ -430,5 +430,17 @@ async fn what_has_no_room_is_asked_about_and_never_forgotten() {
         assert!(expected.contains(&refused.expect_err("revoked")), "token {n}");
     }
     verifier.verify_with(&good, Policy::Closed, LONG).await.expect("the server says good");
+    // No policy spares the question: what was left out is no less revoked.
+    for (n, token) in revoked.iter().enumerate() {
+        let refused = verifier.verify_with(token, Policy::Open, LONG).await;
+        assert!(refused.is_err(), "token {n}");
+    }
+    assert_eq!(verifier.stats().opened, 0);
+    // And what such a token opened ends, though the view cannot name it.
+    let next = scene.login("ada").await;
+    let open = verifier.verify(&next.access_token).await.expect("good");
+    let guard = verifier.guard(&open);
+    scene.revoke(&verifier, Target::SessionId(next.session_id)).await;
+    assert_eq!(timeout(LONG, guard).await.expect("it ends"), Ended::Unsure);
     assert!(verifier.stats().asked >= 4, "{:?}", verifier.stats());
 }

@@ -393,6 +393,83 @@ async fn the_client_fetches_the_set_anew_when_the_digest_says_that_it_is_another
     assert_eq!(view.load().len(), 1);
 }
 
+/// A resumed stream begins with frames of before: they must not turn the clock back, nor pass for fresh.
+#[tokio::test]
+async fn what_a_client_missed_does_not_turn_its_clock_back() {
+    let (world, first, address) = begin(FeedSettings::default()).await;
+    let other = serve(world.feed(FeedSettings::default())).await;
+    let mut watch = follow(vec![endpoint(address), endpoint(other)]);
+    event_where(&mut watch, is_synced).await;
+    first.drain();
+    event_where(&mut watch, is_lost).await;
+    world.revoke().await;
+    let before = watch.fresh().expect("synced");
+    // What the server's clock has come to meanwhile; it is told by nothing but what passes here.
+    let passed = Duration::from_secs(1);
+    tokio::time::sleep(passed).await;
+    let event = event_where(&mut watch, |it| matches!(it, WatchEvent::Batch(..))).await;
+    let WatchEvent::Batch(_, told) = event else { panic!("{event:?}") };
+    assert_eq!(told.sent, before.sent, "the frame is as old as the revocation");
+    let now = watch.fresh().expect("synced").server_time(tokio::time::Instant::now());
+    assert!(now >= before.sent.after(passed), "{now} after {}", before.sent);
+    assert_eq!(watch.cursor().unwrap().revision, Revision(1), "what was applied counts");
+    event_where(&mut watch, is_synced).await;
+}
+
+/// While a store proves nothing, no new digest is made; the last one must not outlive what it counts.
+#[tokio::test]
+async fn a_digest_is_not_held_against_what_has_expired_since() {
+    let (world, _feed, address) = begin(FeedSettings::default()).await;
+    world.revoke().await;
+    let mut watch = follow(vec![endpoint(address)]);
+    event_where(&mut watch, is_synced).await;
+    let has_digest = |it: &WatchEvent| matches!(it, WatchEvent::Heartbeat(_));
+    event_where(&mut watch, has_digest).await;
+    world.store.engine().freeze();
+    world.clock.advance(Duration::from_secs(4 * 3600));
+    for _ in 0..20 {
+        let event = timeout(LONG, watch.next()).await.expect("something happens");
+        assert!(!matches!(event, WatchEvent::Disconnected { .. }), "{event:?}");
+    }
+    let mut young = follow(vec![endpoint(address)]);
+    let event = timeout(LONG, async {
+        loop {
+            match young.next().await {
+                WatchEvent::Connected { .. } | WatchEvent::KeySet(_) => {}
+                other => return other,
+            }
+        }
+    });
+    let event = event.await.expect("in time");
+    assert!(matches!(event, WatchEvent::Synced(_)), "{event:?}");
+}
+
+/// A stream that is never silent has no heartbeats: what has expired goes nevertheless.
+#[tokio::test]
+async fn a_busy_stream_drops_what_has_expired() {
+    let (world, _feed, address) = begin(FeedSettings::default()).await;
+    for _ in 0..50 {
+        world.revoke().await;
+    }
+    let settings = WatchSettings {
+        // None will come in time.
+        heartbeat: Duration::from_secs(30),
+        ..WatchSettings::new(vec![endpoint(address)])
+    };
+    let mut watch = Watch::new(settings, Arc::new(SeededEntropy::new(1)));
+    event_where(&mut watch, is_synced).await;
+    assert_eq!(watch.view().load().len(), 50);
+    world.clock.advance(Duration::from_secs(4 * 3600));
+    let shrunk = async {
+        while watch.view().load().len() >= 50 {
+            world.raise("ann").await;
+            let event = watch.next().await;
+            assert!(matches!(event, WatchEvent::Batch(..)), "{event:?}");
+        }
+    };
+    timeout(LONG, shrunk).await.expect("it shrinks");
+}
+
 #[tokio::test]
 async fn the_client_says_when_it_is_refused_and_goes_on_when_it_is_not() {
     let (world, _feed, address) = begin(FeedSettings::default()).await;
