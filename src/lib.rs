@@ -13,6 +13,11 @@
 //! jwt         crypto  precis     tokens, HMAC and sealing, spelling
 //! domain                         ids, sessions, epochs, time: pure functions
 //!
+//! where tokens are used:
+//! verifier                       local checks that know what was revoked
+//! client                         follows the stream of revocations
+//! verified                       tokens that were checked once, for both sides
+//!
 //! beside them: config, audit, metrics, lifecycle, telemetry; pb is generated from proto/
 //! ```
 //!
@@ -53,6 +58,10 @@ pub mod precis;
 #[cfg(feature = "server")]
 pub mod service;
 #[cfg(feature = "server")]
+pub mod sidecar;
+#[cfg(feature = "server")]
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+pub mod verified;
+pub mod verifier;

@@ -4,16 +4,17 @@ use std::process::ExitCode;
 
 use avouch::app;
 use avouch::cli::files::Addresses;
-use avouch::cli::{self, Cli, ServeError, ServeOptions};
+use avouch::cli::{self, Cli, ServeError, ServeOptions, SidecarLink};
 use avouch::config::Config;
 use avouch::config::sections::LogFormat;
+use avouch::config::sidecar::SidecarConfig;
 use avouch::telemetry;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(cli::run(cli, serve)),
+        Ok(runtime) => runtime.block_on(cli::run(cli, serve, sidecar)),
         Err(error) => {
             cli::complain_of(&error);
             ExitCode::FAILURE
@@ -30,4 +31,10 @@ async fn serve(config: Config, options: ServeOptions) -> Result<(), ServeError> 
         }
     };
     Ok(app::serve::serve(config, started).await?)
+}
+
+async fn sidecar(config: SidecarConfig, link: SidecarLink) -> Result<(), ServeError> {
+    telemetry::init(config.log.format == LogFormat::Json, &config.log.level)?;
+    let SidecarLink { server, client } = link;
+    Ok(app::sidecar::serve(app::sidecar::SidecarOptions { config, server, client }).await?)
 }

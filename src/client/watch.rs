@@ -20,7 +20,8 @@ use crate::pb::v1;
 
 mod apply;
 
-use apply::{apply_chunk, apply_revocation, moment, read_cursor};
+use apply::{apply_chunk, apply_revocation, read_cursor};
+pub(crate) use apply::{changed, moment};
 
 /// The shortest and the longest wait before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use crate::domain::claims::Claims;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Revocation, SKEW, Target};
-use crate::domain::ids::{ClientId, Epoch, Epochs, KeyId, SubjectId};
+use crate::domain::ids::{ClientId, Epoch, Epochs, KeyId, SessionId, SubjectId, TokenId};
 
 mod table;
 
@@ -112,6 +112,39 @@ impl Marks {
             key: mark_of(key.as_str()),
             epochs: claims.epochs,
         }
+    }
+}
+
+impl Marks {
+    /// Every mark that a revocation of this token may have, but for everything.
+    pub fn each(&self) -> impl Iterator<Item = u64> {
+        [self.subject, self.client, self.key, self.token].into_iter().chain(self.session)
+    }
+}
+
+/// What one revocation concerns, by mark.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Changed {
+    /// Tokens that have this mark. Others may have it too; ask the view.
+    Mark(u64),
+    /// Any token.
+    Everything,
+}
+
+impl Changed {
+    /// By one token.
+    pub const fn token(id: TokenId) -> Self {
+        Self::Mark(id.key64())
+    }
+
+    /// By the name of a subject, a client or a key.
+    pub fn name(name: &str) -> Self {
+        Self::Mark(mark_of(name))
+    }
+
+    /// By one session.
+    pub const fn session(id: SessionId) -> Self {
+        Self::Mark(id.key64())
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Initiator, Reason, Revocation, Target};
 use crate::domain::ids::{Cursor, Epoch, Revision, SessionId, TokenId};
-use crate::domain::view::{SESSION_BUCKET_SECS, TOKEN_BUCKET_SECS, View, bucket_end};
+use crate::domain::view::{Changed, SESSION_BUCKET_SECS, TOKEN_BUCKET_SECS, View, bucket_end};
 use crate::pb::v1;
 
 /// A position.
@@ -13,9 +13,23 @@ pub(super) fn read_cursor(cursor: &v1::Cursor) -> Option<Cursor> {
 }
 
 /// A moment.
-pub(super) fn moment(at: &prost_types::Timestamp) -> Option<Timestamp> {
+pub(crate) fn moment(at: &prost_types::Timestamp) -> Option<Timestamp> {
     let millis = u64::try_from(at.seconds).ok()?.checked_mul(1000)?;
     Some(Timestamp::from_millis(millis.checked_add(u64::try_from(at.nanos).ok()? / 1_000_000)?))
+}
+
+/// Whose standing a revocation may have changed; everybody's where that cannot be told.
+pub(crate) fn changed(revocation: &v1::Revocation) -> Changed {
+    use v1::revocation::Target as Wire;
+    let changed = match &revocation.target {
+        Some(Wire::Token(token)) => token.token_id.parse().map(Changed::token).ok(),
+        Some(Wire::Session(session)) => session.session_id.parse().map(Changed::session).ok(),
+        Some(Wire::Subject(subject)) => Some(Changed::name(&subject.subject)),
+        Some(Wire::Client(client)) => Some(Changed::name(&client.client_id)),
+        Some(Wire::Key(key)) => Some(Changed::name(&key.kid)),
+        Some(Wire::Everything(_)) | None => None,
+    };
+    changed.unwrap_or(Changed::Everything)
 }
 
 /// Adds a part of a live set.
