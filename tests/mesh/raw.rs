@@ -1,0 +1,109 @@
+//! HTTP/1.1 by the byte, so that nothing between a test and a proxy makes a request nicer.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::process::PATIENCE;
+
+/// Where somebody listens.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Both halves of a connection.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Place {
+    pub(crate) async fn connect(&self) -> std::io::Result<Box<dyn Io>> {
+        Ok(match self {
+            Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        })
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl Ask {
+    pub(crate) fn get(target: &str) -> Self {
+        Self { method: "GET".to_owned(), target: target.to_owned(), headers: Vec::new() }
+    }
+
+    pub(crate) fn method(mut self, method: &str) -> Self {
+        self.method = method.to_owned();
+        self
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn bearer(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let Self { method, target, headers } = self;
+        let mut text =
+            format!("{method} {target} HTTP/1.1\r\nhost: workload\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str("\r\n");
+        text.into_bytes()
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(is, _)| is.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Asks over a connection of its own.
+pub(crate) async fn ask(place: &Place, ask: &Ask) -> Answer {
+    let mut io = place.connect().await.expect("it listens");
+    io.write_all(&ask.bytes()).await.expect("sent");
+    let mut bytes = Vec::new();
+    // A proxy that refuses early may close before it has read everything, which is a reset here.
+    let read = timeout(PATIENCE, io.read_to_end(&mut bytes)).await;
+    let read = read.unwrap_or_else(|_| panic!("no answer to {ask:?}"));
+    let text = String::from_utf8_lossy(&bytes);
+    parse(&text).unwrap_or_else(|| panic!("{ask:?} was answered by {text:?}, {read:?}"))
+}
+
+fn parse(text: &str) -> Option<Answer> {
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_owned(), value.trim().to_owned()))
+    };
+    let headers = lines.map(header).collect::<Option<_>>()?;
+    Some(Answer { status, headers, body: body.to_owned() })
+}
