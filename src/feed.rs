@@ -13,12 +13,11 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::domain::claims::Claims;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::event::{Entry, Event, Revocation, Target};
-use crate::domain::ids::{Cursor, KeyId, LogId, Revision};
-use crate::domain::view::{RevokedBy, View};
+use crate::domain::ids::{Cursor, LogId, Revision};
+use crate::domain::view::{Marks, RevokedBy, View};
 use crate::store::{EntryObserver, Store, StoreError};
 
 pub mod filter;
@@ -218,9 +217,9 @@ impl Feed {
         Ok(Arc::new(Self { shared, tasks }))
     }
 
-    /// What revokes a token with these claims, signed by `key`, if anything does.
-    pub fn check(&self, claims: &Claims, key: &KeyId) -> Option<RevokedBy> {
-        self.shared.view.check(claims, key)
+    /// What revokes a token with these marks, if anything does.
+    pub fn revoked_by(&self, marks: &Marks) -> Option<RevokedBy> {
+        self.shared.view.revoked_by(marks)
     }
 
     /// The newest position that the view has.

@@ -14,6 +14,7 @@
 //! domain                         ids, sessions, epochs, time: pure functions
 //!
 //! where tokens are used:
+//! layer                          verifies the requests of tonic and axum services
 //! verifier                       local checks that know what was revoked
 //! client                         follows the stream of revocations
 //! verified                       tokens that were checked once, for both sides
@@ -44,6 +45,7 @@ pub mod http;
 pub mod jwt;
 #[cfg(feature = "server")]
 pub mod keys;
+pub mod layer;
 #[cfg(feature = "server")]
 pub mod lifecycle;
 #[cfg(feature = "server")]

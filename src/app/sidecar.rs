@@ -147,6 +147,7 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         ..WatchSettings::new(vec![server])
     };
     let settings = VerifierSettings {
+        leeway: sidecar.leeway,
         max_staleness: sidecar.max_staleness,
         policy: policy(sidecar.policy),
         remembered: sidecar.remembered_tokens,

@@ -82,6 +82,8 @@ section! {
         policy: Policy = Policy::Introspect,
         /// How old what is known of revocations may be.
         max_staleness: Duration = Duration::from_secs(5),
+        /// How far the clocks of this machine and of the server may be apart; at most 5s.
+        leeway: Duration = Duration::from_secs(5),
         /// Whether the upstream gets the token beside the identity headers.
         forward_token: bool = true,
         /// How many verified tokens to remember, at about 1 KiB each.
@@ -325,6 +327,9 @@ fn check(sidecar: &Sidecar, rules: &[(String, Route, Rule)], errors: &mut Config
         if duration == Duration::ZERO {
             errors.push("", format!("sidecar.{key} must not be 0"));
         }
+    }
+    if sidecar.leeway > Duration::from_secs(5) {
+        errors.push("", "sidecar.leeway must be 0 to 5s");
     }
     if sidecar.remembered_tokens == 0 {
         errors.push("", "sidecar.remembered_tokens must not be 0");

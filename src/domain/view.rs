@@ -394,10 +394,10 @@ impl View {
         self.limit != u64::MAX && index.count() >= self.limit
     }
 
-    /// What revokes a token with these claims, signed by `key`, if anything does. For views without a
-    /// limit, which are never unsure.
-    pub fn check(&self, claims: &Claims, key: &KeyId) -> Option<RevokedBy> {
-        match self.standing(&Marks::of(claims, key)) {
+    /// What revokes a token with these marks, if anything does. For views without a limit, which are
+    /// never unsure.
+    pub fn revoked_by(&self, marks: &Marks) -> Option<RevokedBy> {
+        match self.standing(marks) {
             Standing::Revoked(by) => Some(by),
             Standing::Clear | Standing::Unsure => None,
         }

@@ -151,6 +151,8 @@ pub struct Subscription {
     began: super::ring::Proof,
     key_set: u64,
     acked: u64,
+    /// Where the log stood when its credential was found revoked.
+    revoked_by: Option<Revision>,
     tick: watch::Receiver<u64>,
     heartbeat_at: Instant,
     ends_at: Instant,
@@ -177,6 +179,7 @@ impl Subscription {
             began: proof,
             key_set: 0,
             acked: 0,
+            revoked_by: None,
             tick,
             heartbeat_at: Instant::now() + subscribe.heartbeat,
             ends_at,
@@ -452,7 +455,7 @@ impl Subscription {
         Some(Item::Batch(Mark { check: None, ..mark }, shown))
     }
 
-    fn must_leave(&self) -> Option<Leave> {
+    fn must_leave(&mut self) -> Option<Leave> {
         let shared = &self.place.shared;
         if self.place.watcher.cut.load(Ordering::Acquire) {
             return Some(Leave::Slow);
@@ -460,11 +463,21 @@ impl Subscription {
         if *shared.draining.borrow() {
             return Some(Leave::Drain);
         }
-        let revoked = self.subscribe.revoked.as_ref().is_some_and(|revoked| revoked());
-        if revoked || Instant::now() >= self.credential_end() {
+        if Instant::now() >= self.credential_end() || self.has_lost_its_right() {
             return Some(Leave::CredentialExpiring);
         }
         (Instant::now() >= self.ends_at).then_some(Leave::Rebalance)
+    }
+
+    /// Whether its credential was taken back and it has seen what happened up to then. A revocation of
+    /// everything takes the watchers' credentials too, and must reach them nevertheless.
+    fn has_lost_its_right(&mut self) -> bool {
+        let Some(revoked) = &self.subscribe.revoked else { return false };
+        if self.revoked_by.is_none() && revoked() {
+            self.revoked_by = Some(self.place.shared.ring().head());
+        }
+        let owed = |until: Revision| matches!(self.phase, Phase::Live) && self.position < until;
+        self.revoked_by.is_some_and(|until| !owed(until))
     }
 
     fn credential_end(&self) -> Instant {

@@ -192,3 +192,57 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn bind(path: &Path) -> io::Result<Socket> {
+        let settings = ListenSettings { socket_mode: 0o620, ..ListenSettings::default() };
+        Socket::bind(&Address::Unix(path.into()), &settings).map(|(socket, _)| socket)
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_for_whom_its_mode_says_and_goes_with_the_listener() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let socket = bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
+        let connect = tokio::spawn(UnixStream::connect(path.clone()));
+        let (mut accepted, address) = socket.accept().await.unwrap();
+        assert!(address.ip().is_loopback());
+        let mut peer = connect.await.unwrap().unwrap();
+        peer.write_all(b"hello").await.unwrap();
+        let mut text = [0; 5];
+        accepted.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"hello");
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_that_nobody_listens_on_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        // As a process that was killed leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let first = bind(&path).unwrap();
+        let taken = bind(&path).err().map(|error| error.kind());
+        assert_eq!(taken, Some(io::ErrorKind::AddrInUse));
+        // Another process has taken the place: its file stays when the first one ends.
+        std::fs::remove_file(&path).unwrap();
+        let second = bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        std::fs::write(&path, "precious").unwrap();
+        let kind = bind(&path).err().map(|error| error.kind());
+        assert_eq!(kind, Some(io::ErrorKind::AlreadyExists));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        let nowhere = bind(&dir.path().join("no/a.sock")).err().map(|error| error.kind());
+        assert_eq!(nowhere, Some(io::ErrorKind::NotFound));
+    }
+}

@@ -274,7 +274,7 @@ mod tests {
         for line in [
             "avouch_sidecar_requests_total{entry=\"ext_authz\",answer=\"deny\",reason=\"revoked\"} 1",
             "avouch_sidecar_requests_total{entry=\"forward_auth\",answer=\"unavailable\",reason=\"stale\"} 0",
-            "avouch_sidecar_latency_seconds_bucket{le=\"2.5e-5\",entry=\"ext_authz\"} 1",
+            "avouch_sidecar_latency_seconds_bucket{le=\"0.000025\",entry=\"ext_authz\"} 1",
             "avouch_sidecar_view_age_seconds 1.5",
             "avouch_sidecar_view_synced 1",
             "avouch_sidecar_applied_revision 7",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Service;
-use super::access::{AccessError, Verified};
+use super::access::AccessError;
 use super::journal::{Happening, Origin, Verdict};
 use super::revoke::owns;
 use crate::domain::caller::{Caller, Identity, Resource, Right};
@@ -14,6 +14,7 @@ use crate::domain::refresh_token::RefreshToken;
 use crate::domain::session::{Session, SessionState};
 use crate::feed::WatchError;
 use crate::store::StoreError;
+use crate::verified::VerifiedToken;
 
 /// How long a call waits for a revision that this replica has not reached.
 const WAIT_FOR_REVISION: Duration = Duration::from_secs(2);
@@ -24,7 +25,7 @@ pub enum Answer {
     /// Nothing that the caller may know, or it is not good.
     Inactive,
     /// A good access token.
-    Access(Arc<Verified>),
+    Access(Arc<VerifiedToken>),
     /// A good refresh token, by its session.
     Refresh(Box<Session>),
 }

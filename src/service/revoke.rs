@@ -159,7 +159,7 @@ impl Service {
         if !owns(caller, &claims.client, &claims.subject) && !caller.may(Right::Revoke, resource) {
             return Err(RevokeError::Denied);
         }
-        if self.feed.check(claims, &verified.key).is_some() {
+        if self.feed.revoked_by(&verified.marks).is_some() {
             return Ok(Revoked::Already);
         }
         let target = Target::Token {

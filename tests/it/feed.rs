@@ -443,6 +443,11 @@ async fn a_stream_ends_after_its_life_and_before_its_credential() {
     let mut watch = feed.subscribe(with).await.unwrap();
     until_synced(&mut watch).await;
     taken_back.store(true, Ordering::Relaxed);
+    let last = world.revoke().await;
+    // What took its credential may concern all that it protects: it is shown that, and no more.
+    let Ok(Some(Item::Ready(batch))) = watch.next().await else { panic!("not a batch") };
+    let Frame::Batch(batch) = decode(Item::Ready(batch)) else { panic!("not a batch") };
+    assert_eq!(batch.through.map(|it| it.revision), Some(last.revision.0));
     world.revoke().await;
     assert!(matches!(watch.next().await, Ok(Some(Item::Heartbeat(_)))));
     assert!(matches!(watch.next().await, Ok(Some(Item::GoAway { .. }))));

@@ -1,5 +1,6 @@
 //! What several tests need.
 
 pub(crate) mod log_engine;
+pub(crate) mod proxy;
 pub(crate) mod serve;
 pub(crate) mod world;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use avouch::app::StoreOptions;
-use avouch::crypto::Sealer;
+use avouch::client::watch::WatchSettings;
+use avouch::crypto::{OsEntropy, Sealer};
 use avouch::domain::clock::{ManualClock, Timestamp};
 use avouch::domain::key::KeyState;
 use avouch::pb::v1 as pb;
+use avouch::verifier::{Refusal, Verifier, VerifierSettings};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -20,6 +22,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use crate::harness::{
     ENCRYPTION_KEY, NOW, OWN_AUDIENCE, Server, bearer, connect, http_get, options, reason,
 };
+use crate::sidecar::rig::{Said, Sidecar};
 
 /// The key that a server signs with, in the hands of a test.
 pub(crate) struct Forge {
@@ -78,6 +81,9 @@ pub(crate) fn payload(token: &str) -> Value {
     serde_json::from_slice(&bytes).expect("JSON")
 }
 
+/// The clock of the server stands still in these tests, and so does its word.
+const ANY_GOOD_TOKEN: &str = "[[rule]]\nprefix = \"/\"\nmax_staleness = \"1h\"\n";
+
 /// A server, who may ask it anything, its signing key, and a good token to start from.
 struct Bench {
     server: Server,
@@ -87,6 +93,10 @@ struct Bench {
     forge: Forge,
     token: String,
     claims: Value,
+    /// Checks tokens where they are used.
+    verifier: Verifier,
+    /// Does so for a proxy.
+    sidecar: Sidecar,
 }
 
 impl Bench {
@@ -99,9 +109,14 @@ impl Bench {
         let claims = payload(&token);
         let credential = server.own_token(&operator).await;
         let forge = Forge::of(&server);
-        let bench = Self { server, operator, credential, forge, token, claims };
+        let verifier = verifier(&server, &credential).await;
+        let sidecar = Sidecar::beside(&server, ANY_GOOD_TOKEN, &[("sidecar.leeway", "0s")]).await;
+        let bench = Self { server, operator, credential, forge, token, claims, verifier, sidecar };
         // The control: what the tests below bend is good unbent, or they would prove nothing.
-        assert!(bench.active(&bench.forge.sign_claims(&bench.claims)).await);
+        let good = bench.forge.sign_claims(&bench.claims);
+        assert!(bench.active(&good).await);
+        bench.verifier.verify(&good).await.expect("the verifier says so too");
+        assert!(bench.sidecar.check_token("GET", "/", &good).await.passes(), "and the sidecar");
         bench
     }
 
@@ -109,8 +124,18 @@ impl Bench {
         self.server.introspect(&self.operator, token).await.active
     }
 
-    /// Introspect says no and nothing else; as a credential it is nobody's.
+    /// Introspect says no and nothing else; as a credential it is nobody's; and whoever verifies it
+    /// without asking refuses it too, for itself or for a proxy.
     async fn worthless(&self, token: &str, what: &str) {
+        let refused = self.verifier.verify(token).await.map(drop);
+        assert!(matches!(refused, Err(Refusal::Invalid(_))), "verifying {what}: {refused:?}");
+        let said = self.sidecar.check_token("GET", "/", token).await;
+        assert_eq!(said, Said::invalid_token(), "the sidecar on {what}");
+        self.worthless_now(token, what).await;
+    }
+
+    /// As `worthless`, for what a second of the test turns good: a verifier's time goes on.
+    async fn worthless_now(&self, token: &str, what: &str) {
         if !token.is_empty() {
             let answer = self.server.introspect(&self.operator, token).await;
             assert_eq!(answer, pb::IntrospectResponse::default(), "introspecting {what}");
@@ -128,6 +153,26 @@ impl Bench {
         *request.metadata_mut() = metadata;
         self.server.admin().list_keys(request).await.map(drop)
     }
+}
+
+/// A verifier as strict about time as the server is.
+async fn verifier(server: &Server, credential: &str) -> Verifier {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.grpc));
+    let bearer = format!("Bearer {credential}");
+    let watch = WatchSettings {
+        authorization: Some(Arc::new(move || bearer.parse().ok())),
+        ..WatchSettings::new(vec![endpoint.expect("a URL")])
+    };
+    let settings = VerifierSettings {
+        leeway: Duration::ZERO,
+        // The server's clock stands still in these tests, and so does its word.
+        max_staleness: Duration::from_secs(3600),
+        ..VerifierSettings::new(crate::harness::ISSUER, watch)
+    };
+    let verifier =
+        Verifier::start(settings, Arc::clone(&server.clock) as _, Arc::new(OsEntropy), None);
+    tokio::time::timeout(Duration::from_secs(30), verifier.synced()).await.expect("in time");
+    verifier
 }
 
 #[tokio::test]
@@ -437,8 +482,14 @@ async fn times_are_exact_and_sane() {
         ("iat", json!(NOW.as_secs() - 3600)),
         ("iat", json!(0)),
     ] {
+        let soon = value == json!(NOW.as_secs() + 1);
         let claims = with(&bench.claims, name, Some(value));
-        bench.worthless(&bench.forge.sign_claims(&claims), &claims.to_string()).await;
+        let token = bench.forge.sign_claims(&claims);
+        if soon {
+            bench.worthless_now(&token, &claims.to_string()).await;
+        } else {
+            bench.worthless(&token, &claims.to_string()).await;
+        }
     }
     for raw in ["1e400", "0x10", "1e18", "+5", "1795219500.0", "99999999999999999999"] {
         let claims =
@@ -449,6 +500,16 @@ async fn times_are_exact_and_sane() {
     bench.server.clock.set(Timestamp::from_millis(exp * 1000 - 1));
     assert!(bench.active(&bench.token).await, "it lives to its last millisecond");
     bench.server.clock.set(Timestamp::from_millis(exp * 1000));
+    bench.worthless_now(&bench.token, "a token at its expiry").await;
+    let expires = async {
+        while bench.verifier.verify(&bench.token).await.is_ok()
+            || bench.sidecar.verifier.verify(&bench.token).await.is_ok()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let heartbeats = Duration::from_secs(30);
+    tokio::time::timeout(heartbeats, expires).await.expect("the verifier learns of the time");
     bench.worthless(&bench.token, "a token at its expiry").await;
 }
 

@@ -10,13 +10,13 @@ use avouch::feed::{Feed, FeedSettings};
 use avouch::pb::v1;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::watch_revocations_response::Frame;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
+use crate::support::proxy::Proxy;
 use crate::support::serve::{NOBODY, channel, endpoint, serve};
 use crate::support::world::{LOG, World};
 
@@ -417,43 +417,17 @@ async fn the_client_says_when_it_is_refused_and_goes_on_when_it_is_not() {
 #[tokio::test]
 async fn the_client_gives_up_a_stream_that_is_silent_for_three_heartbeats() {
     let (world, feed, address) = begin(FeedSettings::default()).await;
-    let proxy = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let through = proxy.local_addr().unwrap();
-    let (mute, muted) = tokio::sync::watch::channel(false);
-    tokio::spawn(async move {
-        while let Ok((peer, _)) = proxy.accept().await {
-            tokio::spawn(pass_on(peer, address, muted.clone()));
-        }
-    });
-    let mut watch = follow(vec![endpoint(through)]);
+    let proxy = Proxy::to(address).await;
+    let mut watch = follow(vec![endpoint(proxy.address)]);
     event_where(&mut watch, is_synced).await;
-    mute.send_replace(true);
+    proxy.mute(true);
     let lost = event_where(&mut watch, is_lost).await;
     assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::Silent, .. }), "{lost:?}");
-    mute.send_replace(false);
+    proxy.mute(false);
     world.revoke().await;
     let connected = |it: &WatchEvent| matches!(it, WatchEvent::Connected { .. });
     let event = event_where(&mut watch, connected).await;
     assert!(matches!(event, WatchEvent::Connected { resumed: true, .. }), "{event:?}");
     event_where(&mut watch, is_synced).await;
     assert_eq!(watch.cursor(), Some(feed.head()));
-}
-
-/// Passes bytes on, but none back while it is muted.
-async fn pass_on(
-    peer: TcpStream,
-    to: std::net::SocketAddr,
-    mut muted: tokio::sync::watch::Receiver<bool>,
-) {
-    let (mut from_peer, mut to_peer) = peer.into_split();
-    let (mut from_server, mut to_server) = TcpStream::connect(to).await.unwrap().into_split();
-    tokio::spawn(async move { tokio::io::copy(&mut from_peer, &mut to_server).await });
-    let mut bytes = [0; 4096];
-    while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
-        if muted.wait_for(|muted| !muted).await.is_err()
-            || to_peer.write_all(&bytes[..count]).await.is_err()
-        {
-            return;
-        }
-    }
 }

@@ -229,7 +229,7 @@ proptest! {
                 return Ok(());
             }
             let expected = naive.check(&claims, &key, moment);
-            prop_assert_eq!(view.check(&claims, &key), expected, "at {}", now);
+            prop_assert_eq!(view.revoked_by(&marks), expected, "at {}", now);
             let standing = expected.map_or(Standing::Clear, Standing::Revoked);
             prop_assert_eq!(view.standing(&marks), standing);
         }
@@ -298,7 +298,8 @@ fn readers_see_each_entry_from_the_moment_that_it_was_added() {
                         asked = asked.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                         let at = usize::try_from((asked >> 20) % known).unwrap();
                         claims.session = Some(sessions[at]);
-                        assert_eq!(view.check(&claims, &key), Some(RevokedBy::Session), "{at}");
+                        let marks = Marks::of(&claims, &key);
+                        assert_eq!(view.revoked_by(&marks), Some(RevokedBy::Session), "{at}");
                     }
                     if known == ENTRIES {
                         return;
@@ -346,7 +347,8 @@ fn a_view_with_a_limit_says_of_whom_it_cannot_tell_and_until_when() {
     let held = Token { token: 0, ..token };
     let mut known = held.claims().0;
     known.token_id = TokenId::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    assert_eq!(view.check(&known, &key), Some(RevokedBy::Token));
+    let known = Marks::of(&known, &key);
+    assert_eq!(view.revoked_by(&known), Some(RevokedBy::Token));
 
     // Once the bucket is gone, so is the doubt.
     view.expire(Timestamp::from_secs(bucket + 60));

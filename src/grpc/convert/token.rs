@@ -8,8 +8,8 @@ use crate::domain::secret::SecretText;
 use crate::domain::session::{Device, Session, SessionState};
 use crate::pb::v1 as pb;
 use crate::service::Tokens;
-use crate::service::access::Verified;
 use crate::service::introspect::Answer;
+use crate::verified::VerifiedToken;
 
 /// The longest token that is looked at.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -90,7 +90,7 @@ pub fn to_introspection(answer: Answer) -> pb::IntrospectResponse {
     }
 }
 
-fn access_introspection(token: &Verified) -> pb::IntrospectResponse {
+fn access_introspection(token: &VerifiedToken) -> pb::IntrospectResponse {
     let claims = &token.claims;
     pb::IntrospectResponse {
         active: true,

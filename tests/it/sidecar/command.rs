@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Stdio;
 
+use avouch::pb::v1 as pb;
 use tokio::process::Command;
 
 use super::rig::{question, unix_channel, until};
@@ -164,6 +165,17 @@ async fn the_environment_goes_over_the_file_and_a_flag_over_both() {
     assert!(text.contains("AVOUCH_SIDECAR_POLICI: sidecar.polici is not known"), "{text}");
 }
 
+fn own_token(client: pb::ClientAuthentication) -> pb::AuthenticateRequest {
+    pb::AuthenticateRequest {
+        client: Some(client),
+        grant: Some(pb::authenticate_request::Grant::ClientCredentials(
+            pb::ClientCredentialsGrant {},
+        )),
+        audiences: vec!["avouch".to_owned()],
+        ..Default::default()
+    }
+}
+
 #[tokio::test]
 async fn the_program_serves_until_it_is_told_to_stop() {
     use prost::Message as _;
@@ -197,25 +209,49 @@ async fn the_program_serves_until_it_is_told_to_stop() {
         &ext_authz,
         "--ops",
         "127.0.0.1:0",
+        "--log-level",
+        "trace",
     ];
-    let child = avouch(&line).spawn().expect("it starts");
+    let log = directory.path().join("stderr");
+    // Into a file: a pipe that nobody reads would stop it.
+    let mut command = avouch(&line);
+    command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).expect("a file"));
+    let mut child = command.spawn().expect("it starts");
     until("its socket", async || socket.exists()).await;
     let channel = unix_channel(socket.clone()).await;
     let bearer = format!("Bearer {token}");
     let question = question("GET", "/x", &[("authorization", &bearer)]).encode_to_vec();
     until("ready", async || super::rig::passes(&channel, question.clone()).await).await;
+    // Turned away, and on the log for it: with a token that is bad, and with one for another audience.
+    let own = cast.admin.clone();
+    let own = identity(&addresses).await.authenticate(own_token(own)).await.expect("logged in");
+    let own = own.into_inner().tokens.expect("tokens").access_token;
+    let bent = format!("{}x", token);
+    for token in [&own, &bent] {
+        let bearer = format!("Bearer {token}");
+        let question = super::rig::question("GET", "/x?secret=1", &[("authorization", &bearer)]);
+        assert!(!super::rig::passes(&channel, question.encode_to_vec()).await);
+    }
     let id = i32::try_from(child.id().expect("it runs")).expect("a pid");
     let id = rustix::process::Pid::from_raw(id).expect("a pid");
     rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("signalled");
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends");
-    let output = output.expect("its output");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends");
+    let said = std::fs::read(&log).expect("what it said");
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(status.expect("its status").success(), "{said}");
     assert!(!socket.exists(), "it takes its socket along");
     for line in ["serving", "draining", "stopped"] {
         assert!(said.contains(line), "{line} not in {said}");
     }
+    for reason in ["reason=\"audience\" status=401 rule=\"/*\"", "reason=\"invalid\" status=401"] {
+        assert!(said.contains(reason), "{reason} not in {said}");
+    }
+    // Not even at TRACE: neither the tokens nor their signatures, nor the secret, nor a query.
     let secret = cast.admin.client_secret;
-    assert!(!said.contains(&token) && !said.contains(&secret), "{said}");
+    let signature = |token: &str| token.rsplit('.').next().map(str::to_owned).expect("segments");
+    for secret in [&token, &own, &bent, &signature(&token), &signature(&own), &secret] {
+        assert!(!said.contains(secret.as_str()), "{secret} in {said}");
+    }
+    assert!(!said.contains("secret=1"), "{said}");
     drop(server);
 }

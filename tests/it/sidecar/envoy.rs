@@ -10,7 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::rig::{HeaderMap, HeaderValue, RULES, Said, Sidecar, question, until};
-use crate::harness::{Server, options};
+use crate::harness::{Server, options, sled};
 use crate::process::metric;
 use crate::tokens::payload;
 
@@ -206,7 +206,7 @@ async fn a_revoked_token_is_refused_once_revoke_has_waited() {
     let request = pb::RevokeRequest {
         client: Some(app),
         target: Some(pb::revoke_request::Target::Token(token.clone())),
-        wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        wait: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
         ..Default::default()
     };
     let answer = server.identity().revoke(request).await.expect("revoked").into_inner();
@@ -274,4 +274,26 @@ async fn it_is_ready_once_the_set_is_complete_and_not_before() {
     let summary = sidecar.stop().await;
     assert_eq!(summary.aborted, 0);
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_server_that_comes_late_is_followed_from_then_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("state");
+    let server = Server::with_system_clock(options(sled(&path))).await;
+    let address = server.grpc;
+    let client = server.powerful("sidecar").await;
+    let app = server.first_party("app").await;
+    server.add_user("ada").await;
+    let token = server.login(&app, "ada").await.access_token;
+    server.stop().await;
+    let sidecar = Sidecar::start(address, client, RULES, &[]).await;
+    assert_eq!(sidecar.ops("/readyz").await.0, 503);
+    let said = sidecar.check_token("GET", "/orders", &token).await;
+    assert_eq!(said, Said::Failed(tonic::Code::Unavailable));
+    let mut same_port = options(sled(&path));
+    same_port.grpc.address = address;
+    let _server = Server::with_system_clock(same_port).await;
+    until("ready", async || sidecar.ops("/readyz").await.0 == 200).await;
+    assert!(sidecar.check_token("GET", "/orders", &token).await.passes());
 }

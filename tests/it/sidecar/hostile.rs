@@ -67,7 +67,7 @@ async fn no_question_makes_the_call_fail() {
     for reason in ["malformed", "too_large", "path"] {
         let line = format!("entry=\"ext_authz\",answer=\"deny\",reason=\"{reason}\"}} ");
         let count = metrics.lines().find_map(|l| l.split_once(&line)).expect("a line").1;
-        assert!(count.parse::<u64>().expect("a number") >= 3, "{reason}: {count}");
+        assert!(count.parse::<u64>().expect("a number") >= 1, "{reason}: {count}");
     }
     assert!(sidecar.check_token("GET", "/orders", &token).await.passes());
 }

@@ -79,7 +79,7 @@ async fn without_the_server_each_rule_says_what_its_policy_is() {
     let request = pb::RevokeRequest {
         client: Some(app),
         target: Some(pb::revoke_request::Target::Token(revoked.clone())),
-        wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        wait: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
         ..Default::default()
     };
     server.identity().revoke(request).await.expect("revoked");
