@@ -1,5 +1,7 @@
 //! What avouch adds to a request that goes through Envoy: the same Envoy without it, with an ext_authz
-//! server that only says yes, and with `avouch sidecar`, in turns, one request in flight.
+//! server that only says yes, and with `avouch sidecar`, one request in flight. They take turns of some
+//! milliseconds, and what is added is told turn by turn, so that whatever else the machine does is in
+//! both.
 //!
 //! `cargo bench --bench mesh`, or with `-- --quick` for a look. Envoy comes with `tests/run`.
 
@@ -25,14 +27,17 @@ const TARGET_MICROS: f64 = 200.0;
 /// One way to go through Envoy.
 struct Row {
     name: &'static str,
-    envoy: Envoy,
+    _envoy: Envoy,
+    connection: Connection,
     /// In microseconds.
     latencies: Vec<f64>,
+    /// By how much the middle one of each turn is above that of the first row.
+    added: Vec<f64>,
 }
 
 fn main() -> Result<(), Failure> {
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let (rounds, requests) = if quick { (2, 100) } else { (11, 1000) };
+    let (rounds, requests) = if quick { (3, 50) } else { (101, 100) };
     tokio::runtime::Runtime::new()?.block_on(bench(rounds, requests))
 }
 
@@ -58,20 +63,26 @@ async fn bench(rounds: usize, requests: usize) -> Result<(), Failure> {
         let config = envoy::config(&places, filters)?;
         let dir: PathBuf = dir.path().join(format!("envoy-{}", rows.len()));
         let envoy = Envoy::start(&program, &dir, &config).await?;
-        rows.push(Row { name, envoy, latencies: Vec::new() });
+        let mut connection = Connection::open(envoy.address, &avouch.token).await?;
+        // The first ones open connections and fill caches.
+        for _ in 0..requests {
+            connection.request().await?;
+        }
+        let (latencies, added) = (Vec::new(), Vec::new());
+        rows.push(Row { name, _envoy: envoy, connection, latencies, added });
     }
     for _ in 0..rounds {
+        let mut alone = None;
         for row in &mut rows {
-            let mut connection = Connection::open(row.envoy.address, &avouch.token).await?;
-            // The first ones open connections and fill caches.
-            for _ in 0..requests / 10 {
-                connection.request().await?;
-            }
+            let mut turn = Vec::with_capacity(requests);
             for _ in 0..requests {
                 let begun = Instant::now();
-                connection.request().await?;
-                row.latencies.push(begun.elapsed().as_secs_f64() * 1e6);
+                row.connection.request().await?;
+                turn.push(begun.elapsed().as_secs_f64() * 1e6);
             }
+            row.latencies.extend_from_slice(&turn);
+            let p50 = percentile(&mut turn, 50);
+            row.added.push(p50 - *alone.get_or_insert(p50));
         }
     }
     print(&mut rows);
@@ -80,13 +91,11 @@ async fn bench(rounds: usize, requests: usize) -> Result<(), Failure> {
 
 fn print(rows: &mut [Row]) {
     println!("{:<42} {:>8} {:>8} {:>9} {:>9}", "", "p50 us", "p99 us", "p50 added", "requests");
-    let mut base = None;
     let mut added = Vec::new();
     for row in rows {
         let (p50, p99) = (percentile(&mut row.latencies, 50), percentile(&mut row.latencies, 99));
-        let more = p50 - *base.get_or_insert(p50);
+        let (more, count) = (percentile(&mut row.added, 50), row.latencies.len());
         added.push(more);
-        let count = row.latencies.len();
         println!("{:<42} {p50:>8.0} {p99:>8.0} {more:>9.0} {count:>9}", row.name);
     }
     if let [_, yes, sidecar, ..] = added[..] {

@@ -89,11 +89,26 @@ pub(crate) async fn ask(place: &Place, ask: &Ask) -> Answer {
     let mut io = place.connect().await.expect("it listens");
     io.write_all(&ask.bytes()).await.expect("sent");
     let mut bytes = Vec::new();
-    // A proxy that refuses early may close before it has read everything, which is a reset here.
-    let read = timeout(PATIENCE, io.read_to_end(&mut bytes)).await;
-    let read = read.unwrap_or_else(|_| panic!("no answer to {ask:?}"));
+    // Not up to the end of the connection: Envoy keeps one that it does not like for another second.
+    let read = timeout(PATIENCE, async {
+        while !is_whole(&String::from_utf8_lossy(&bytes)) {
+            if io.read_buf(&mut bytes).await? == 0 {
+                break;
+            }
+        }
+        // A proxy that refuses early may close before it has read everything, which is a reset here.
+        std::io::Result::Ok(())
+    });
+    let read = read.await.unwrap_or_else(|_| panic!("no answer to {ask:?}"));
     let text = String::from_utf8_lossy(&bytes);
     parse(&text).unwrap_or_else(|| panic!("{ask:?} was answered by {text:?}, {read:?}"))
+}
+
+/// Whether an answer that says how long it is has come to its end.
+fn is_whole(text: &str) -> bool {
+    let Some(answer) = parse(text) else { return false };
+    let length = answer.header("content-length").and_then(|length| length.parse().ok());
+    length.is_some_and(|length: usize| answer.body.len() >= length)
 }
 
 fn parse(text: &str) -> Option<Answer> {

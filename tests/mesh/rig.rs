@@ -189,8 +189,31 @@ impl Sidecar {
         String::from_utf8_lossy(&std::fs::read(&self.stderr).expect("stderr")).into_owned()
     }
 
-    /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// SIGSTOP, and until each of its threads stands still.
+    pub(crate) async fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id().expect("it runs"));
+        let still = || {
+            let tasks = std::fs::read_dir(&tasks).expect("Linux").map(|task| task.expect("a task"));
+            let stats = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")));
+            // The state comes after the name, which is in parentheses.
+            let states = stats.map(|stat| stat.is_ok_and(|stat| stat.contains(") T ")));
+            states.fold((true, 0), |(all, count), stopped| (all && stopped, count + 1))
+        };
+        let stopped = timeout(PATIENCE, async {
+            while !matches!(still(), (true, 1..)) {
+                sleep(PAUSE).await;
+            }
+        });
+        stopped.await.expect("it stops");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("it runs");
         let id = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("a pid");
         kill_process(id, signal).expect("signalled");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::time::timeout;
 
 use crate::process::PATIENCE;
@@ -35,9 +34,9 @@ async fn fails_closed(kind: Kind) {
     };
     assert_eq!(rig.status(&good).await, 200);
 
-    rig.sidecar.signal(Signal::STOP);
+    rig.sidecar.stop().await;
     closed(&rig, "stopped").await;
-    rig.sidecar.signal(Signal::CONT);
+    rig.sidecar.go_on();
     rig.until(&good, 200).await;
 
     let sidecar = rig.sidecar_place();
@@ -65,6 +64,7 @@ async fn fails_closed(kind: Kind) {
 
     rig.sidecar.kill().await;
     closed(&rig, "killed").await;
+    assert_eq!(rig.workload.take().len(), 0, "what was refused comes through later");
 }
 
 /// How long the sidecar of these tests goes without news before it says so.
