@@ -23,7 +23,7 @@ pub mod welcome;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::config::sidecar::SidecarConfig;
@@ -42,7 +42,7 @@ pub use sidecar::SidecarLink;
     disable_help_subcommand = true,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "Examples:\n  avouch demo\n  avouch serve --dev\n  avouch login --credentials avouch-data/login-client.json --username ada --password-file avouch-data/ada.password --save tokens.json"
+    after_help = "Examples:\n  avouch demo\n  avouch serve --dev\n  avouch login --credentials avouch-data/login-client.json --username ada \\\n      --password-file avouch-data/ada.password --save tokens.json"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -70,6 +70,31 @@ enum Command {
     #[command(subcommand)]
     Key(key::Key),
     Demo(demo::Demo),
+}
+
+impl Cli {
+    /// What was typed, or the end of the program with help or with what is wrong.
+    pub fn parse_or_exit() -> Self {
+        let matches = command().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// The command line, without what is of no use: how to reach a server is no question for the
+/// commands that start one or need none.
+fn command() -> clap::Command {
+    let mut command = Cli::command();
+    // Arguments of every command reach the single ones here.
+    command.build();
+    for name in ["check-config", "demo", "serve"] {
+        command =
+            command.mut_subcommand(name, |command| {
+                command.mut_args(|argument| {
+                    if argument.is_global_set() { argument.hide(true) } else { argument }
+                })
+            });
+    }
+    command
 }
 
 /// Does what was typed. `serve` runs a server until it is told to stop, `sidecar` a sidecar.
@@ -118,8 +143,6 @@ pub fn complain_of(error: &dyn std::error::Error) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -135,6 +158,36 @@ mod tests {
         }
         Cli::command().debug_assert();
         look(&Cli::command(), "");
+    }
+
+    #[test]
+    fn commands_that_call_no_server_do_not_say_how_to_reach_one() {
+        for (name, says) in
+            [("serve", false), ("check-config", false), ("demo", false), ("login", true)]
+        {
+            let mut command = command();
+            let help = command.find_subcommand_mut(name).unwrap().render_help().to_string();
+            assert_eq!(help.contains("--credentials"), says, "{help}");
+            assert!(help.contains("--help"), "{help}");
+        }
+    }
+
+    #[test]
+    fn an_id_may_begin_with_a_hyphen() {
+        for id in ["-abc", "-habc", "--habc"] {
+            for line in [
+                vec!["key", "revoke", id, "--credentials", "x"],
+                vec!["key", "revoke", "--credentials", "x", id],
+                vec!["session", "get", id, "--credentials", "x"],
+                vec!["revoke", "--session", id, "--credentials", "x"],
+            ] {
+                let parsed =
+                    command().try_get_matches_from([vec!["avouch"], line.clone()].concat());
+                let cli = Cli::from_arg_matches(&parsed.expect("it parses")).unwrap();
+                assert!(format!("{cli:?}").contains(&format!("{id:?}")), "{line:?}");
+                assert!(cli.global.credentials.is_some(), "{line:?}");
+            }
+        }
     }
 
     /// clap would fill both from one argument: `introspect FILE` once called with the token in FILE.

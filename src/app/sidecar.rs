@@ -14,6 +14,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
+use crate::client::identity::ClientCredential;
+use crate::client::transport::Transport;
 use crate::client::watch::WatchSettings;
 use crate::config::rules;
 use crate::config::sidecar::{self as config, SidecarConfig};
@@ -29,7 +31,7 @@ use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::metrics::sidecar::{SidecarMetrics, ViewStatus};
 use crate::pb::v1;
-use crate::sidecar::credential::{Credential, Login};
+use crate::sidecar::credential::Credential;
 use crate::sidecar::ext_authz::{Authorization, SERVICE_NAME};
 use crate::sidecar::{Gate, Rule, forward_auth};
 use crate::verifier::{AskServer, Policy, Requirement, Verifier, VerifierSettings};
@@ -81,8 +83,8 @@ pub struct BoundSidecar {
     registry: Arc<Registry>,
     metrics: Arc<SidecarMetrics>,
     drain_timeout: Duration,
-    // Whoever drops it stops the logins.
-    _credential: Option<Credential>,
+    /// Dropped, it ends.
+    keeping: JoinSet<()>,
 }
 
 struct Listeners {
@@ -131,13 +133,18 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         ops: bind(sidecar.ops.as_ref(), Protocol::Auto, mode, &entropy)?,
     };
     let channel = server.connect_lazy();
-    let mut credential = client.map(|client| {
-        let login = Login { client, audience: SERVER_AUDIENCE.to_owned() };
-        Credential::keep(channel.clone(), login, Arc::clone(&entropy))
+    let credential = client.map(|client| {
+        let transport = Transport::from(channel.clone());
+        let (clock, entropy) = (Arc::clone(&clock), Arc::clone(&entropy));
+        Credential::new(transport, credential_of(client), SERVER_AUDIENCE, clock, entropy)
     });
-    if let Some(credential) = &mut credential {
+    if let Some(credential) = &credential {
         // Without a token the first try to follow would be refused.
-        let _ready = tokio::time::timeout(FIRST_LOGIN, credential.ready()).await;
+        match tokio::time::timeout(FIRST_LOGIN, credential.first()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the sidecar cannot log in"),
+            Err(_) => tracing::warn!("the server does not answer"),
+        }
     }
     let authorization = credential.as_ref().map(Credential::authorization);
     let watch = WatchSettings {
@@ -155,6 +162,11 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
     };
     let ask = Arc::new(AskServer::new(channel, authorization));
     let verifier = Verifier::start(settings, clock, entropy, Some(ask));
+    let mut keeping = JoinSet::new();
+    if let Some(credential) = credential {
+        let verifier = verifier.clone();
+        keeping.spawn(credential.keep(move || verifier.status().connected));
+    }
     let mut registry = Registry::default();
     let metrics = Arc::new(SidecarMetrics::register(&mut registry));
     let rules = config.rules.map(|name, rule| rule_of(&config.sidecar, name, rule));
@@ -171,8 +183,16 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         registry: Arc::new(registry),
         metrics,
         drain_timeout: config.sidecar.drain_timeout,
-        _credential: credential,
+        keeping,
     })
+}
+
+fn credential_of(client: v1::ClientAuthentication) -> ClientCredential {
+    if client.client_secret.is_empty() {
+        ClientCredential::certificate(client.client_id)
+    } else {
+        ClientCredential::secret(client.client_id, client.client_secret)
+    }
 }
 
 const fn policy(policy: config::Policy) -> Policy {
@@ -252,6 +272,7 @@ impl BoundSidecar {
             summary.drained += ended.drained;
             summary.aborted += ended.aborted;
         }
+        drop(self.keeping);
         stop_http.cancel();
         while http.join_next().await.is_some() {}
         summary

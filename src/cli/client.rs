@@ -19,12 +19,12 @@ use crate::pb::v1::{
 /// Keep clients.
 #[derive(Debug, clap::Subcommand)]
 #[command(
-    after_help = "Examples:\n  avouch client list --credentials avouch-data/admin-client.json\n  avouch client create shop --audience orders --save shop.json --credentials avouch-data/admin-client.json"
+    after_help = "Examples:\n  avouch client list --credentials avouch-data/admin-client.json\n  avouch client create shop --audience orders --save shop.json \\\n      --credentials avouch-data/admin-client.json"
 )]
 pub(super) enum Client {
     /// Register a client. A secret is shown once, or kept in a file.
     #[command(
-        after_help = "Examples:\n  avouch client create shop --audience orders --scope read --save shop.json --credentials avouch-data/admin-client.json\n  avouch client create sidecar --audience avouch --grant watch:audience=orders --grant introspect --save sidecar.json --credentials avouch-data/admin-client.json\n  avouch client create web --first-party --audience orders --access-token-lifetime 2m --save web.json --credentials avouch-data/admin-client.json"
+        after_help = "Examples:\n  avouch client create shop --audience orders --scope read --save shop.json \\\n      --credentials avouch-data/admin-client.json\n  avouch client create sidecar --audience avouch \\\n      --grant watch:audience=orders --grant introspect --save sidecar.json \\\n      --credentials avouch-data/admin-client.json\n  avouch client create web --first-party --audience orders \\\n      --access-token-lifetime 2m --save web.json \\\n      --credentials avouch-data/admin-client.json"
     )]
     Create {
         /// Its id. Without it avouch makes one up.
@@ -53,7 +53,7 @@ pub(super) enum Client {
     List,
     /// Change a client's registration; what is not named stays.
     #[command(
-        after_help = "Example:\n  avouch client update shop --audience orders --audience stock --credentials avouch-data/admin-client.json"
+        after_help = "Example:\n  avouch client update shop --audience orders --audience stock \\\n      --credentials avouch-data/admin-client.json"
     )]
     Update {
         /// Its id.
@@ -63,7 +63,7 @@ pub(super) enum Client {
     },
     /// Give a client a new secret. The old one stops at once.
     #[command(
-        after_help = "Examples:\n  avouch client rotate-secret shop --save shop.json --credentials avouch-data/admin-client.json\n  avouch client rotate-secret shop --revoke-issued --save shop.json --credentials avouch-data/admin-client.json"
+        after_help = "Examples:\n  avouch client rotate-secret shop --save shop.json \\\n      --credentials avouch-data/admin-client.json\n  avouch client rotate-secret shop --revoke-issued --save shop.json \\\n      --credentials avouch-data/admin-client.json"
     )]
     RotateSecret {
         /// Its id.

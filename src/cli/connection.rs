@@ -1,5 +1,6 @@
 //! A connection to a server, and who calls on it.
 
+use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::failure::Failure;
 use super::files::{ClientCredentials, FileError};
 use super::password;
 use crate::config::read_secret_file;
+use crate::domain::refresh_token::RefreshToken;
 use crate::domain::secret::SecretText;
 use crate::pb::v1::admin_service_client::AdminServiceClient;
 use crate::pb::v1::authenticate_request::Grant;
@@ -43,11 +45,8 @@ impl Connection {
     pub(super) async fn open(global: &Global) -> Result<Self, Failure> {
         let endpoint = endpoint(global)?;
         let channel = endpoint.connect().await.map_err(|error| {
-            let text = match std::error::Error::source(&error) {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
-            };
-            Failure::Other(format!("{} cannot be reached: {text}", global.server))
+            let cause = cause(&error);
+            Failure::Other(format!("{} cannot be reached: {cause}", global.server))
         })?;
         Ok(Self { channel, bearer: None, client: None })
     }
@@ -139,6 +138,15 @@ impl Connection {
     }
 }
 
+/// What began an error. It says what to do; what is around it says only that it was a connection.
+fn cause(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
 /// The client's credentials, for requests that carry them.
 pub(super) fn required_client(global: &Global) -> Result<ClientAuthentication, Failure> {
     let path = global.credentials.as_deref().ok_or_else(|| {
@@ -157,23 +165,34 @@ pub(super) fn authentication(credentials: &ClientCredentials) -> ClientAuthentic
 
 /// The access token in a file: alone, or with others as `login --save` wrote them.
 pub(super) fn access_token(path: &Path) -> Result<SecretText, Failure> {
-    token_in(&password::from_file(path)?, "access_token", path)
+    let token = token_in(path, &["access_token"])?;
+    if token.expose().parse::<RefreshToken>().is_ok() {
+        return Err(Failure::Other(format!("{} holds a refresh token alone", path.display())));
+    }
+    Ok(token)
 }
 
 /// The refresh token in a file, likewise.
 pub(super) fn refresh_token(path: &Path) -> Result<SecretText, Failure> {
-    token_in(&password::from_file(path)?, "refresh_token", path)
+    token_in(path, &["refresh_token"])
 }
 
-fn token_in(text: &SecretText, field: &str, path: &Path) -> Result<SecretText, Failure> {
+/// The refresh token in a file, likewise, or else the access token.
+pub(super) fn any_token(path: &Path) -> Result<SecretText, Failure> {
+    token_in(path, &["refresh_token", "access_token"])
+}
+
+/// The first of these members that the file has, or all of a file that is no JSON object.
+fn token_in(path: &Path, fields: &[&str]) -> Result<SecretText, Failure> {
+    let text = password::from_file(path)?;
     if !text.expose().trim_start().starts_with('{') {
-        return Ok(text.clone());
+        return Ok(text);
     }
     let value: Option<serde_json::Value> = serde_json::from_str(text.expose()).ok();
-    let token = value.as_ref().and_then(|value| value.get(field)?.as_str()).unwrap_or_default();
-    if token.is_empty() {
-        return Err(Failure::Other(format!("{} holds no {field}", path.display())));
-    }
+    let member = |field: &&str| value.as_ref()?.get(field)?.as_str().filter(|it| !it.is_empty());
+    let token = fields.iter().find_map(member).ok_or_else(|| {
+        Failure::Other(format!("{} holds no {}", path.display(), fields.join(" and no ")))
+    })?;
     Ok(SecretText::new(token.to_owned()))
 }
 

@@ -22,7 +22,7 @@ pub(super) enum Key {
     List,
     /// Announce the next signing key.
     #[command(
-        after_help = "Example:\n  avouch key create --algorithm EdDSA --credentials avouch-data/admin-client.json"
+        after_help = "Example:\n  avouch key create --algorithm EdDSA \\\n      --credentials avouch-data/admin-client.json"
     )]
     Create {
         /// ES256, EdDSA or RS256. Without it: as the server is configured.
@@ -40,6 +40,8 @@ pub(super) enum Key {
     )]
     Revoke {
         /// The key's id.
+        // Ids are base64url: one in 64 begins with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         kid: String,
         /// Why; key_compromised unless it is said.
         #[arg(long, value_parser = reason)]

@@ -1,6 +1,6 @@
 //! How a password comes in: from a file, from stdin, or from fingers; never from the command line.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{ErrorKind, IsTerminal as _, Read as _};
 use std::path::Path;
 
 use super::failure::Failure;
@@ -16,7 +16,11 @@ pub(super) fn from_file(path: &Path) -> Result<SecretText, Failure> {
         return Ok(read_secret_file(path)?);
     }
     let mut text = String::new();
-    std::io::stdin().lock().take(MAX_STDIN_BYTES).read_to_string(&mut text)?;
+    std::io::stdin()
+        .lock()
+        .take(MAX_STDIN_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::Other(format!("stdin cannot be read: {error}")))?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
     Ok(SecretText::new(text))
 }
@@ -31,12 +35,22 @@ pub(super) fn ask(file: Option<&Path>, prompt: &str, new: bool) -> Result<Secret
             "there is no terminal to ask for the password: use --password-file".into(),
         ));
     }
-    let first = SecretText::new(rpassword::prompt_password(format!("{prompt}: "))?);
+    let first = prompted(prompt)?;
     if new {
-        let second = SecretText::new(rpassword::prompt_password(format!("{prompt} again: "))?);
+        let second = prompted(&format!("{prompt} again"))?;
         if first.expose() != second.expose() {
             return Err(Failure::Other("the two passwords differ".into()));
         }
     }
     Ok(first)
+}
+
+fn prompted(prompt: &str) -> Result<SecretText, Failure> {
+    rpassword::prompt_password(format!("{prompt}: ")).map(SecretText::new).map_err(|error| {
+        Failure::Other(match error.kind() {
+            // Ctrl-D.
+            ErrorKind::UnexpectedEof => "no password was typed".into(),
+            _ => format!("the password cannot be read from the terminal: {error}"),
+        })
+    })
 }

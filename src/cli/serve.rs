@@ -13,7 +13,7 @@ use crate::config::{self, Config, Sources};
 /// Run the server until a signal tells it to stop.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch serve --dev\n  avouch serve --config /etc/avouch/avouch.toml\n  avouch serve --config avouch.toml --listen 0.0.0.0:7700 --set tokens.access_lifetime=2m\n\nA flag goes over the environment (AVOUCH_SERVER_LISTEN), which goes over the file.\n`avouch check-config --reference` prints every key."
+    after_help = "Examples:\n  avouch serve --dev\n  avouch serve --config /etc/avouch/avouch.toml\n  avouch serve --config avouch.toml --listen 0.0.0.0:7700 \\\n      --set tokens.access_lifetime=2m\n\nA flag goes over the environment (AVOUCH_SERVER_LISTEN), that over the file.\n`avouch check-config --reference` prints every key."
 )]
 pub(super) struct Serve {
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub(super) struct Serve {
 pub(super) struct CheckConfig {
     #[command(flatten)]
     settings: Settings,
-    /// Do not look at the files with keys, which may be on another machine.
+    /// Do not look at the files that it names, which may be on another machine.
     #[arg(long)]
     without_files: bool,
     /// Print every key with its default and what it means.
@@ -121,13 +121,17 @@ impl fmt::Debug for ServeError {
 
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        let mut text = self.0.to_string();
         let mut source = self.0.source();
         while let Some(cause) = source {
-            write!(f, ": {cause}")?;
+            let cause_text = cause.to_string();
+            // Some errors tell their cause themselves.
+            if !text.ends_with(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
             source = cause.source();
         }
-        Ok(())
+        f.write_str(&text)
     }
 }
 
@@ -162,7 +166,7 @@ impl Serve {
         serve: impl AsyncFnOnce(Config, ServeOptions) -> Result<(), ServeError>,
     ) -> Result<(), Failure> {
         let config = self.settings.load()?;
-        config::check_secret_files(&config)?;
+        config::check_files(&config)?;
         let options = ServeOptions { dev: config.dev, data_dir: config.data_dir() };
         serve(config, options).await.map_err(|error| Failure::Other(error.to_string()))
     }
@@ -176,7 +180,7 @@ impl CheckConfig {
         let file = self.settings.config.clone();
         let config = self.settings.load()?;
         if !self.without_files {
-            config::check_secret_files(&config)?;
+            config::check_files(&config)?;
         }
         output::note(&format!(
             "{} is good",

@@ -30,6 +30,7 @@ pub(super) enum Session {
     )]
     Get {
         /// Its id.
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::{Global, duration, proto_duration, reason};
-use super::connection::{Connection, access_token, refresh_token, required_client};
+use super::connection::{Connection, access_token, any_token, refresh_token, required_client};
 use super::failure::Failure;
 use super::files::write_json;
 use super::output::{self, Output};
@@ -19,7 +19,7 @@ use crate::pb::v1::{
 /// Log a user in, or the client itself, and get tokens.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch login --credentials avouch-data/login-client.json --username ada --save tokens.json\n  avouch login --credentials avouch-data/login-client.json --username ada --password-file avouch-data/ada.password --save tokens.json\n  avouch login --credentials service.json --audience orders --json"
+    after_help = "Examples:\n  avouch login --credentials avouch-data/login-client.json --username ada \\\n      --save tokens.json\n  avouch login --credentials avouch-data/login-client.json --username ada \\\n      --password-file avouch-data/ada.password --save tokens.json\n  avouch login --credentials service.json --audience orders --json"
 )]
 pub(super) struct Login {
     /// The user's name. Without it the client logs in for itself.
@@ -121,7 +121,7 @@ impl Refresh {
 /// Ask whether a token is good, and what it asserts.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch introspect tokens.json --credentials avouch-data/admin-client.json\n  avouch introspect tokens.json --refresh-token --credentials avouch-data/admin-client.json\n  avouch introspect - --credentials avouch-data/admin-client.json --json < access-token"
+    after_help = "Examples:\n  avouch introspect tokens.json --credentials avouch-data/admin-client.json\n  avouch introspect tokens.json --refresh-token \\\n      --credentials avouch-data/admin-client.json\n  avouch introspect - --credentials avouch-data/admin-client.json \\\n      --json < access-token"
 )]
 pub(super) struct Introspect {
     /// The file with the token: what `login --save` wrote, or the token alone; - for stdin.
@@ -149,7 +149,7 @@ impl Introspect {
 /// Take back a token, a session, or everything of a subject, of a client, or at all.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch revoke --token-file tokens.json --reason logout --credentials avouch-data/login-client.json\n  avouch revoke --subject USER --reason credential-compromised --wait 5s --credentials avouch-data/admin-client.json\n  avouch revoke --everything --credentials avouch-data/admin-client.json"
+    after_help = "Examples:\n  avouch revoke --token-file tokens.json --reason logout \\\n      --credentials avouch-data/login-client.json\n  avouch revoke --subject USER --reason credential-compromised --wait 5s \\\n      --credentials avouch-data/admin-client.json\n  avouch revoke --everything --credentials avouch-data/admin-client.json"
 )]
 pub(super) struct Revoke {
     #[command(flatten)]
@@ -172,7 +172,7 @@ struct What {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// One session, by its id.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     session: Option<String>,
     /// Everything of this subject.
     #[arg(long, value_name = "SUBJECT")]
@@ -189,16 +189,8 @@ impl Revoke {
     fn target(&self) -> Result<Target, Failure> {
         let What { token_file, session, subject, client, everything: _ } = &self.what;
         if let Some(path) = token_file {
-            let text = password::from_file(path)?;
-            let value: Option<serde_json::Value> = serde_json::from_str(text.expose()).ok();
-            let field = |name: &str| {
-                let token = value.as_ref()?.get(name)?.as_str()?;
-                (!token.is_empty()).then(|| token.to_owned())
-            };
-            let access = field("access_token");
-            let token =
-                if self.access_token_only { access } else { field("refresh_token").or(access) };
-            return Ok(Target::Token(token.unwrap_or_else(|| text.into_exposed())));
+            let token = if self.access_token_only { access_token } else { any_token }(path)?;
+            return Ok(Target::Token(token.into_exposed()));
         }
         let by_id = session.clone().map(Target::SessionId);
         let by_id = by_id.or_else(|| subject.clone().map(Target::Subject));
@@ -223,6 +215,9 @@ impl Revoke {
         let mut value = view::change(answer.cursor.as_ref(), answer.revoked.as_ref());
         if let Some(result) = &answer.wait_result {
             value["wait_result"] = view::wait_result(result);
+        }
+        if answer.revoked.is_none() {
+            output::note("nothing was revoked: there is no such thing, or it has ended already");
         }
         out.record(&value)
     }

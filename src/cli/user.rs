@@ -20,7 +20,7 @@ use crate::pb::v1::{
 pub(super) enum User {
     /// Create a user. The password is asked for, unless a flag says otherwise.
     #[command(
-        after_help = "Examples:\n  avouch user create grace --display-name 'Grace Hopper' --credentials avouch-data/admin-client.json\n  avouch user create grace --password-file grace.password --credentials avouch-data/admin-client.json"
+        after_help = "Examples:\n  avouch user create grace --display-name 'Grace Hopper' \\\n      --credentials avouch-data/admin-client.json\n  avouch user create grace --password-file grace.password \\\n      --credentials avouch-data/admin-client.json"
     )]
     Create {
         /// The name to log in with.
@@ -50,7 +50,7 @@ pub(super) enum User {
     List,
     /// Change a user's name, display name or scopes. New scopes revoke what was issued.
     #[command(
-        after_help = "Example:\n  avouch user update --by-name ada --display-name Ada --credentials avouch-data/admin-client.json"
+        after_help = "Example:\n  avouch user update --by-name ada --display-name Ada \\\n      --credentials avouch-data/admin-client.json"
     )]
     Update {
         #[command(flatten)]
@@ -67,7 +67,7 @@ pub(super) enum User {
     },
     /// Set a user's password, and revoke everything that was issued to the user.
     #[command(
-        after_help = "Example:\n  avouch user set-password --by-name ada --credentials avouch-data/admin-client.json"
+        after_help = "Example:\n  avouch user set-password --by-name ada \\\n      --credentials avouch-data/admin-client.json"
     )]
     SetPassword {
         #[command(flatten)]
@@ -78,7 +78,7 @@ pub(super) enum User {
     },
     /// Disable a user, and revoke everything that was issued to the user.
     #[command(
-        after_help = "Example:\n  avouch user disable --by-name ada --credentials avouch-data/admin-client.json"
+        after_help = "Example:\n  avouch user disable --by-name ada \\\n      --credentials avouch-data/admin-client.json"
     )]
     Disable(Which),
     /// Enable a user again.

@@ -14,7 +14,7 @@ use crate::pb::v1::{Revocation, RevocationFilter};
 /// See revocations as they arrive, with how long each took. Needs the right `watch`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch watch --credentials avouch-data/admin-client.json\n  avouch watch --audience orders --json --credentials sidecar.json | jq .latency_ms"
+    after_help = "Examples:\n  avouch watch --credentials avouch-data/admin-client.json\n  avouch watch --audience orders --json --credentials sidecar.json \\\n      | jq .latency_ms"
 )]
 pub(super) struct Watch {
     /// Only tokens and sessions that are good for this audience; repeat for more.
@@ -31,10 +31,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) async fn run(self, global: &Global, out: &mut Output) -> Result<(), Failure> {
         let filter = RevocationFilter { audiences: self.audience, client_ids: self.client };
-        let mut screen = Screen { live: out.is_live(), held: 0, out };
-        if !screen.out.is_json() {
-            screen.out.text(&line("REVISION", "LEVEL", "LATENCY", "REASON", "WHAT"))?;
-        }
+        let mut screen = Screen { live: out.is_live(), headed: false, held: 0, out };
         follow(global, filter, self.name, |update| screen.show(update)).await
     }
 }
@@ -43,6 +40,8 @@ struct Screen<'a> {
     out: &'a mut Output,
     /// Whether the last line is one that changes in place.
     live: bool,
+    /// Whether the heading was printed: not before there is a set to add to.
+    headed: bool,
     held: usize,
 }
 
@@ -59,6 +58,10 @@ impl Screen<'_> {
                     &json!({ "type": "synced", "revision": revision, "held": held }),
                     &format!("synced at revision {revision}, {held} revocations held"),
                 )?;
+                if !self.headed && !self.out.is_json() {
+                    self.out.text(&line("REVISION", "LEVEL", "LATENCY", "REASON", "WHAT"))?;
+                }
+                self.headed = true;
             }
             Update::Quiet(revision) => self.status(revision)?,
             Update::Lost(why) => {

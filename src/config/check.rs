@@ -1,4 +1,4 @@
-//! What must fit together. Pure but for the looks at files that hold secrets.
+//! What must fit together. Pure but for the looks at the files that a configuration names.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -53,19 +53,32 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     }
 }
 
-/// Looks at the files that hold secrets: whether they are there and nobody else can read them.
-/// Apart from `load`, so that a file can be checked on a machine that has no secrets.
+/// Looks at the files that the configuration names: whether they are there, and whether nobody else
+/// can read those that hold secrets. Apart from `load`, so that a file can be checked on a machine
+/// that has none of them.
 ///
 /// # Errors
 /// Every file that is not as it must be.
-pub fn check_secret_files(config: &Config) -> Result<(), ConfigErrors> {
+pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
     let mut errors = ConfigErrors::default();
     for (key, path) in [
         ("keys.encryption_key_file", &config.keys.encryption_key_file),
+        ("password.pepper_file", &config.password.pepper_file),
         ("tls.key_file", &config.tls.key_file),
     ] {
         if let Some(Err(error)) = path.as_deref().map(secret_file::check) {
             errors.push(key, error.to_string());
+        }
+    }
+    for (key, path) in [
+        ("tls.cert_file", &config.tls.cert_file),
+        ("tls.client_ca_file", &config.tls.client_ca_file),
+        ("password.blocklist_file", &config.password.blocklist_file),
+    ] {
+        if let Some(path) = path
+            && let Err(error) = std::fs::File::open(path)
+        {
+            errors.push(key, format!("{} cannot be read: {error}", path.display()));
         }
     }
     if errors.0.is_empty() { Ok(()) } else { Err(errors) }
@@ -167,7 +180,7 @@ fn is_loopback_url(url: &str) -> bool {
 }
 
 fn numbers(config: &Config, errors: &mut ConfigErrors) {
-    if let Err(error) = config.tokens.lifetimes().check() {
+    for error in config.tokens.lifetimes().mistakes() {
         let key = match error {
             LifetimeError::Access => "access_lifetime",
             LifetimeError::Idle => "session_idle_lifetime",

@@ -20,8 +20,9 @@ pub(super) struct Table {
     pub(super) settings: Vec<Setting>,
 }
 
-/// Takes `text` apart; what cannot be used goes to `errors` under the file's `name`.
-pub(super) fn read(name: &str, text: &str, errors: &mut ConfigErrors) -> Vec<Table> {
+/// Takes `text` apart; what cannot be used goes to `errors` under the file's `name`. None when it is
+/// no TOML at all.
+pub(super) fn read(name: &str, text: &str, errors: &mut ConfigErrors) -> Option<Vec<Table>> {
     let line = |at: usize| 1 + text.bytes().take(at).filter(|b| *b == b'\n').count();
     let (root, faults) = DeTable::parse_recoverable(text);
     for fault in &faults {
@@ -29,7 +30,7 @@ pub(super) fn read(name: &str, text: &str, errors: &mut ConfigErrors) -> Vec<Tab
         errors.push(format!("{name}:{}", line(at)), fault.message());
     }
     if !faults.is_empty() {
-        return Vec::new();
+        return None;
     }
     let mut tables = Vec::new();
     for (key, value) in root.into_inner() {
@@ -63,7 +64,7 @@ pub(super) fn read(name: &str, text: &str, errors: &mut ConfigErrors) -> Vec<Tab
             ),
         }
     }
-    tables
+    Some(tables)
 }
 
 fn settings(

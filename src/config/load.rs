@@ -38,12 +38,16 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
         config.store.path = Some("./avouch-data".into());
         config.audit.output.clear();
     }
+    let mut complete = true;
     if let Some(path) = &sources.file {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        complete = match std::fs::read_to_string(path) {
             Ok(text) => apply_file(&mut config, &name, &text, &mut errors),
-            Err(error) => errors.push(name, format!("cannot be read: {error}")),
-        }
+            Err(error) => {
+                errors.push(name, format!("cannot be read: {error}"));
+                false
+            }
+        };
     }
     for (name, value) in &sources.environment {
         apply_variable(&mut config, name, value, &mut errors);
@@ -57,12 +61,17 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     if sources.dev && config.audit.output.is_empty() {
         config.audit.output = config.data_dir().join("audit.jsonl").display().to_string();
     }
-    check::check(&config, &mut errors);
+    // What the file may say is neither missing nor wrong as long as nobody can read it.
+    if complete {
+        check::check(&config, &mut errors);
+    }
     if errors.0.is_empty() { Ok(config) } else { Err(errors) }
 }
 
-fn apply_file(config: &mut Config, name: &str, text: &str, errors: &mut ConfigErrors) {
-    for table in file::read(name, text, errors) {
+/// Whether the file could be taken apart.
+fn apply_file(config: &mut Config, name: &str, text: &str, errors: &mut ConfigErrors) -> bool {
+    let Some(tables) = file::read(name, text, errors) else { return false };
+    for table in tables {
         let origin = format!("{name}:{}", table.line);
         if table.name == "grant" {
             if table.in_array {
@@ -83,6 +92,7 @@ fn apply_file(config: &mut Config, name: &str, text: &str, errors: &mut ConfigEr
             }
         }
     }
+    true
 }
 
 /// Variables that the command line reads itself.
@@ -109,7 +119,7 @@ fn apply_variable(config: &mut Config, name: &str, value: &str, errors: &mut Con
 
 /// Whether Kubernetes made this variable for a service whose name begins with `avouch`, as it does
 /// for each service of the namespace: `AVOUCH_SERVICE_HOST`, `AVOUCH_SERVER_PORT_7700_TCP_ADDR`.
-fn is_service_link(rest: &str) -> bool {
+pub(super) fn is_service_link(rest: &str) -> bool {
     let words: Vec<&str> = rest.split('_').collect();
     let is = |word: &str| words.contains(&word);
     (is("SERVICE") && (is("HOST") || is("PORT"))) || words.last() == Some(&"PORT") || {

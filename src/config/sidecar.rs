@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::load::is_service_link;
 use super::rules::{self, Rule};
 use super::section::{KeyFault, section};
 use super::sections::Log;
@@ -84,7 +85,7 @@ section! {
         max_staleness: Duration = Duration::from_secs(5),
         /// How far the clocks of this machine and of the server may be apart; at most 5s.
         leeway: Duration = Duration::from_secs(5),
-        /// Whether the upstream gets the token beside the identity headers.
+        /// Whether the upstream gets the token beside the identity headers. Envoy takes it away, other proxies have to be told to.
         forward_token: bool = true,
         /// How many verified tokens to remember, at about 1 KiB each.
         remembered_tokens: usize = 16_384,
@@ -148,8 +149,15 @@ pub fn load(sources: &Sources, issuer: Option<String>) -> Result<SidecarConfig, 
         Some(path) => {
             let name = path.display().to_string();
             match std::fs::read_to_string(path) {
-                Ok(text) => parts.apply_file(&name, &text, &mut rules, &mut errors),
-                Err(error) => errors.push(name, format!("cannot be read: {error}")),
+                Ok(text) => {
+                    if parts.apply_file(&name, &text, &mut rules, &mut errors).is_none() {
+                        return Err(errors);
+                    }
+                }
+                Err(error) => {
+                    errors.push(name, format!("cannot be read: {error}"));
+                    return Err(errors);
+                }
             }
         }
         // Without a file every path needs a token.
@@ -157,10 +165,14 @@ pub fn load(sources: &Sources, issuer: Option<String>) -> Result<SidecarConfig, 
             .extend(Route::beneath("/").ok().map(|route| (String::new(), route, Rule::default()))),
     }
     for (name, value) in &sources.environment {
+        let Some(rest) = name.strip_prefix("AVOUCH_") else { continue };
+        // The file itself is for the command line to find.
+        if name == RULES_VARIABLE || is_service_link(rest) {
+            continue;
+        }
         for section in SECTIONS {
-            let prefix = format!("AVOUCH_{}_", section.to_ascii_uppercase());
-            // The file itself is for the command line to find.
-            if let Some(key) = name.strip_prefix(&prefix).filter(|_| name != RULES_VARIABLE) {
+            let prefix = format!("{}_", section.to_ascii_uppercase());
+            if let Some(key) = rest.strip_prefix(&prefix) {
                 parts.apply(name, section, &key.to_ascii_lowercase(), value, &mut errors);
             }
         }
@@ -207,8 +219,9 @@ impl Parts {
         text: &str,
         rules: &mut Vec<(String, Route, Rule)>,
         errors: &mut ConfigErrors,
-    ) {
-        for table in file::read(name, text, errors) {
+    ) -> Option<()> {
+        // What is no TOML says nothing, and nothing more is to be said of it.
+        for table in file::read(name, text, errors)? {
             let origin = format!("{name}:{}", table.line);
             match (table.name.as_str(), table.in_array) {
                 ("rule", true) => {
@@ -234,6 +247,7 @@ impl Parts {
                 }
             }
         }
+        Some(())
     }
 
     fn apply(

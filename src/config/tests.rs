@@ -94,6 +94,27 @@ fn a_file_that_is_no_toml_is_one_mistake_with_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let errors = load(&sources(dir.path(), "[server]\nlisten = \n", &[], &[])).unwrap_err();
     assert!(errors.0[0].origin.ends_with("avouch.toml:2"), "{errors}");
+    assert_eq!(errors.0.len(), 1, "{errors}");
+    let absent = Sources { file: Some(dir.path().join("absent.toml")), ..Sources::default() };
+    let errors = load(&absent).unwrap_err();
+    assert!(errors.0[0].text.starts_with("cannot be read"), "{errors}");
+    assert_eq!(errors.0.len(), 1, "{errors}");
+}
+
+#[test]
+fn every_lifetime_out_of_its_bounds_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = [
+        ("tokens.access_lifetime", "30s"),
+        ("tokens.session_absolute_lifetime", "401d"),
+        ("tokens.session_idle_lifetime", "402d"),
+        ("tokens.retry_window", "301s"),
+    ];
+    let texts = texts(&sources(dir.path(), GOOD, &[], &flags));
+    assert_eq!(texts.len(), flags.len(), "{texts:?}");
+    for (key, _) in flags {
+        assert!(texts.iter().any(|text| text.starts_with(key)), "{key}: {texts:?}");
+    }
 }
 
 #[test]

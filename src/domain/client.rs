@@ -76,19 +76,23 @@ impl Lifetimes {
     /// # Errors
     /// The first lifetime that is out of its bounds.
     pub fn check(&self) -> Result<(), LifetimeError> {
-        if self.access < Duration::from_secs(60) || self.access > MAX_ACCESS_LIFETIME {
-            return Err(LifetimeError::Access);
-        }
-        if self.absolute > Duration::from_secs(400 * 86_400) {
-            return Err(LifetimeError::Absolute);
-        }
-        if self.idle < self.access || self.idle > self.absolute {
-            return Err(LifetimeError::Idle);
-        }
-        if self.retry_window > Duration::from_secs(300) {
-            return Err(LifetimeError::RetryWindow);
-        }
-        Ok(())
+        self.mistakes().next().map_or(Ok(()), Err)
+    }
+
+    /// Every lifetime that is out of its bounds.
+    pub fn mistakes(&self) -> impl Iterator<Item = LifetimeError> + use<> {
+        let access = self.access < Duration::from_secs(60) || self.access > MAX_ACCESS_LIFETIME;
+        let absolute = self.absolute > Duration::from_secs(400 * 86_400);
+        let idle = self.idle < self.access || self.idle > self.absolute;
+        let retry_window = self.retry_window > Duration::from_secs(300);
+        [
+            access.then_some(LifetimeError::Access),
+            absolute.then_some(LifetimeError::Absolute),
+            idle.then_some(LifetimeError::Idle),
+            retry_window.then_some(LifetimeError::RetryWindow),
+        ]
+        .into_iter()
+        .flatten()
     }
 }
 

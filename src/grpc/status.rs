@@ -220,7 +220,6 @@ pub fn revoke(error: RevokeError) -> Status {
 pub fn introspect(error: IntrospectError) -> Status {
     match error {
         IntrospectError::Anonymous => caller_unknown(),
-        IntrospectError::Denied => denied(),
         IntrospectError::Wait(error) => watch(error),
         IntrospectError::Store(error) => store(error),
     }
@@ -238,41 +237,49 @@ pub fn sessions(error: SessionsError) -> Status {
 }
 
 /// Why a user, a client or a key was not changed or not shown.
-pub fn admin(error: AdminError) -> Status {
-    match error {
-        AdminError::Anonymous => caller_unknown(),
-        AdminError::Denied => denied(),
-        AdminError::Credential(error) => authenticate(error),
-        AdminError::NotFound => not_found(),
-        AdminError::Taken => {
-            plain(Code::AlreadyExists, "ALREADY_EXISTS", "the name or the id is taken")
+impl From<AdminError> for Status {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Anonymous => caller_unknown(),
+            AdminError::Denied => denied(),
+            AdminError::Credential(error) => authenticate(error),
+            AdminError::NotFound => not_found(),
+            AdminError::Taken => {
+                plain(Code::AlreadyExists, "ALREADY_EXISTS", "the name or the id is taken")
+            }
+            AdminError::Username(error) => {
+                field("username", &format!("{error} (RFC 8265 UsernameCaseMapped)"))
+            }
+            AdminError::Password(error) => field("password", &error.to_string()),
+            AdminError::Lifetime(error) => {
+                let name = match error {
+                    LifetimeError::Access => "client.access_token_lifetime",
+                    LifetimeError::Idle => "client.session_idle_lifetime",
+                    LifetimeError::Absolute => "client.session_absolute_lifetime",
+                    LifetimeError::RetryWindow => "client.retry_window",
+                };
+                field(name, &error.to_string())
+            }
+            AdminError::NoAudience => field("client.audiences", "must name at least one audience"),
+            AdminError::PublicClient => plain(
+                Code::FailedPrecondition,
+                "CLIENT_NOT_CONFIDENTIAL",
+                "a public client has no secret and no grants",
+            ),
+            AdminError::NothingAnnounced => plain(
+                Code::FailedPrecondition,
+                "NO_KEY_ANNOUNCED",
+                "no key is announced; call CreateKey first",
+            ),
+            AdminError::Busy(after) => busy(after),
+            AdminError::Unrecorded => retry(
+                Code::Unavailable,
+                "AUDIT_UNAVAILABLE",
+                "the audit log cannot be written, so nothing was changed",
+                UNAVAILABLE_RETRY,
+            ),
+            AdminError::Store(error) => store(error),
+            AdminError::Internal(what) => internal(what),
         }
-        AdminError::Username(error) => {
-            field("username", &format!("{error} (RFC 8265 UsernameCaseMapped)"))
-        }
-        AdminError::Password(error) => field("password", &error.to_string()),
-        AdminError::Lifetime(error) => {
-            let name = match error {
-                LifetimeError::Access => "client.access_token_lifetime",
-                LifetimeError::Idle => "client.session_idle_lifetime",
-                LifetimeError::Absolute => "client.session_absolute_lifetime",
-                LifetimeError::RetryWindow => "client.retry_window",
-            };
-            field(name, &error.to_string())
-        }
-        AdminError::NoAudience => field("client.audiences", "must name at least one audience"),
-        AdminError::PublicClient => plain(
-            Code::FailedPrecondition,
-            "CLIENT_NOT_CONFIDENTIAL",
-            "a public client has no secret and no grants",
-        ),
-        AdminError::NothingAnnounced => plain(
-            Code::FailedPrecondition,
-            "NO_KEY_ANNOUNCED",
-            "no key is announced; call CreateKey first",
-        ),
-        AdminError::Busy(after) => busy(after),
-        AdminError::Store(error) => store(error),
-        AdminError::Internal(what) => internal(what),
     }
 }

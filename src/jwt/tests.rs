@@ -1,11 +1,23 @@
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+use aws_lc_rs::signature::KeyPair as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::signing::Pair;
 use super::*;
-use crate::domain::ids::{SessionId, TokenId};
+use crate::domain::claims::Claims;
+use crate::domain::clock::Timestamp;
+use crate::domain::ids::{Epoch, Epochs, SessionId, TokenId};
+use crate::domain::key::{Algorithm, PublicKey};
+use crate::domain::scope::Names;
 
 const NOW_SECS: u64 = 1_800_000_000;
 const NOW: Timestamp = Timestamp::from_secs(NOW_SECS);
@@ -753,38 +765,5 @@ proptest! {
         let (from, to) = (at.min(text.len()), (at + len).min(text.len()));
         let spliced = format!("{}{piece}{}", &text[..from], &text[to..]);
         let _ = check_raw_payload(&spliced);
-    }
-}
-
-/// What a token costs besides its signature. By hand: `cargo test --lib --release -- --ignored
-/// --nocapture cost_of`.
-#[test]
-#[ignore = "a measurement, not a check"]
-#[expect(clippy::disallowed_methods, reason = "it measures the machine")]
-fn cost_of_a_token() {
-    let median = |work: &dyn Fn()| {
-        let mut rounds: Vec<Duration> = (0..2_000)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                work();
-                start.elapsed()
-            })
-            .collect();
-        rounds.sort_unstable();
-        rounds[rounds.len() / 2]
-    };
-    for key in [&KEYS.ec, &KEYS.ed, &KEYS.rsa] {
-        let token = key.encode(&claims()).unwrap().into_exposed();
-        let (message, signature) = token.rsplit_once('.').unwrap();
-        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
-        let public = &KEYS.known[key.id().as_str()].key;
-        println!(
-            "{}: sign {:?}, encode {:?}; check {:?}, verify {:?}",
-            key.algorithm(),
-            median(&|| drop(key.sign(message.as_bytes()))),
-            median(&|| drop(key.encode(&claims()))),
-            median(&|| public.verify_sig(message.as_bytes(), &signature).unwrap()),
-            median(&|| drop(check(&token).unwrap())),
-        );
     }
 }

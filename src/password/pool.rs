@@ -9,10 +9,8 @@
 //!   stored hash with more work than the current settings takes longer, though, until its user logs in
 //!   and it is replaced: whoever lowers the settings lives with that.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -24,12 +22,16 @@ use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretText;
 use crate::password::engine::{Engine, EngineError};
 use crate::password::params::HashParams;
+use crate::password::pepper::Pepper;
 use crate::password::phc::{OUTPUT_BYTES, PasswordHash, SALT_BYTES};
 use crate::precis::{self, PasswordError};
 
+mod queue;
+mod worker;
+
+use queue::{Job, Reply, Shared, State, Task};
+
 const MAX_WORKERS: usize = 256;
-/// Sooner than this, a caller would only be turned away again.
-const MIN_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// How many hashes run and wait.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -108,6 +110,8 @@ pub struct PoolStats {
     pub running: usize,
     /// Hashes done since the start, failed ones included.
     pub completed: u64,
+    /// The work of those hashes, in KiB written: memory times passes.
+    pub work_kib: u64,
     /// Jobs turned away because too many were waiting.
     pub shed_full: u64,
     /// Jobs turned away because their source had its share.
@@ -135,6 +139,19 @@ impl Hasher {
         settings: PoolSettings,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, PoolError> {
+        Self::with_pepper(params, Pepper::default(), settings, entropy)
+    }
+
+    /// As [`Hasher::new`], with keys that passwords are hashed with besides their salt.
+    ///
+    /// # Errors
+    /// As [`Hasher::new`].
+    pub fn with_pepper(
+        params: HashParams,
+        pepper: Pepper,
+        settings: PoolSettings,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self, PoolError> {
         if !(1..=MAX_WORKERS).contains(&settings.workers) {
             return Err(PoolError::Settings("there must be between 1 and 256 hashing workers"));
         }
@@ -146,13 +163,15 @@ impl Hasher {
         }
 
         // No password is known to have this output, and to find one is to break BLAKE2b.
+        let pepper = Arc::new(pepper);
         let unknown = PasswordHash {
             params,
+            key: pepper.current(),
             salt: entropy.bytes::<SALT_BYTES>().into(),
             output: Zeroizing::new(entropy.bytes::<OUTPUT_BYTES>().into()),
         };
         let started = Instant::now();
-        Engine::new(params)
+        Engine::new(params, Arc::clone(&pepper))
             .verify(&SecretText::new(String::from("a first hash")), &unknown)
             .map_err(|EngineError| PoolError::Memory)?;
         let stats = PoolStats { mean: started.elapsed(), ..PoolStats::default() };
@@ -160,7 +179,7 @@ impl Hasher {
         let workers = settings.workers;
         let state = State { stats, ..State::default() };
         let (state, wake) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { params, settings, entropy, unknown, state, wake });
+        let shared = Arc::new(Shared { params, pepper, settings, entropy, unknown, state, wake });
         // From here on, an early return stops the threads that have started.
         let hasher = Self { shared };
         for n in 0..workers {
@@ -209,7 +228,7 @@ impl Hasher {
 
     /// Whether a stored hash should be replaced, now that its password is at hand.
     pub fn needs_rehash(&self, hash: &PasswordHash) -> bool {
-        hash.needs_rehash(&self.shared.params)
+        hash.needs_rehash(&self.shared.params, self.shared.pepper.current())
     }
 
     /// What the pool is doing and has done.
@@ -246,256 +265,6 @@ impl Drop for Hasher {
         self.shared.wake.notify_all();
     }
 }
-
-type Reply<T> = oneshot::Sender<Result<T, HashError>>;
-
-enum Task {
-    Hash { password: SecretText, reply: Reply<PasswordHash> },
-    Verify { password: SecretText, stored: Option<PasswordHash>, reply: Reply<Verification> },
-}
-
-struct Job {
-    source: u64,
-    task: Task,
-}
-
-impl Job {
-    fn is_abandoned(&self) -> bool {
-        match &self.task {
-            Task::Hash { reply, .. } => reply.is_closed(),
-            Task::Verify { reply, .. } => reply.is_closed(),
-        }
-    }
-}
-
-#[derive(Default)]
-struct State {
-    queue: VecDeque<Job>,
-    /// How many jobs of the queue are of each source. A source without any is not in it.
-    waiting: HashMap<u64, usize>,
-    stats: PoolStats,
-    stopping: bool,
-}
-
-impl State {
-    fn push(&mut self, job: Job) {
-        *self.waiting.entry(job.source).or_default() += 1;
-        self.queue.push_back(job);
-    }
-
-    /// The next job whose caller is still there.
-    fn pop(&mut self) -> Option<Job> {
-        while let Some(job) = self.queue.pop_front() {
-            self.forget(job.source);
-            if !job.is_abandoned() {
-                return Some(job);
-            }
-            self.stats.abandoned += 1;
-        }
-        None
-    }
-
-    fn drop_abandoned(&mut self) {
-        for job in std::mem::take(&mut self.queue) {
-            if job.is_abandoned() {
-                self.forget(job.source);
-                self.stats.abandoned += 1;
-            } else {
-                self.queue.push_back(job);
-            }
-        }
-    }
-
-    fn forget(&mut self, source: u64) {
-        if let Some(count) = self.waiting.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                self.waiting.remove(&source);
-            }
-        }
-    }
-}
-
-struct Shared {
-    params: HashParams,
-    settings: PoolSettings,
-    entropy: Arc<dyn Entropy>,
-    /// What an unknown user's password is checked against.
-    unknown: PasswordHash,
-    state: Mutex<State>,
-    wake: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that may panic runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enqueue(&self, job: Job) -> Result<(), HashError> {
-        let mut state = self.lock();
-        self.admit(&mut state, job.source)?;
-        state.push(job);
-        drop(state);
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    fn admit(&self, state: &mut State, source: u64) -> Result<(), HashError> {
-        if state.stopping {
-            return Err(HashError::Stopped);
-        }
-        if self.refusal(state, source).is_some() {
-            state.drop_abandoned();
-        }
-        if let Some(refusal) = self.refusal(state, source) {
-            match refusal {
-                Refusal::Full => state.stats.shed_full += 1,
-                Refusal::Source => state.stats.shed_source += 1,
-            }
-            let retry_after = self.wait_at(state, self.place(state)).max(MIN_RETRY_AFTER);
-            return Err(HashError::Busy { retry_after });
-        }
-        Ok(())
-    }
-
-    fn refusal(&self, state: &State, source: u64) -> Option<Refusal> {
-        let place = self.place(state);
-        if place == 0 {
-            return None;
-        }
-        let capacity = self.capacity(state);
-        if place > capacity {
-            return Some(Refusal::Full);
-        }
-        let share = (capacity / self.settings.source_share).max(1);
-        let held = state.waiting.get(&source).copied().unwrap_or(0);
-        (held >= share).then_some(Refusal::Source)
-    }
-
-    /// The place in the queue that a job put in now would get; 0 when a worker is free for it.
-    fn place(&self, state: &State) -> usize {
-        (state.queue.len() + state.stats.running + 1).saturating_sub(self.settings.workers)
-    }
-
-    /// How long the job at this place waits, as hashes went of late.
-    fn wait_at(&self, state: &State, place: usize) -> Duration {
-        let nanos = state.stats.mean.as_nanos().saturating_mul(place as u128)
-            / self.settings.workers as u128;
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-    }
-
-    /// How many may wait: the last of them waits no longer than it may.
-    fn capacity(&self, state: &State) -> usize {
-        let in_time = self
-            .settings
-            .queue_max_wait
-            .as_nanos()
-            .saturating_mul(self.settings.workers as u128)
-            .checked_div(state.stats.mean.as_nanos())
-            .and_then(|places| usize::try_from(places).ok())
-            .unwrap_or(usize::MAX);
-        in_time.min(self.settings.max_queued)
-    }
-
-    fn work(&self) {
-        step_back();
-        let mut engine = Engine::new(self.params);
-        while let Some(job) = self.next(&mut engine) {
-            match job.task {
-                Task::Hash { password, reply } => {
-                    let result = self
-                        .run(&mut engine, |engine| engine.hash(&password, self.entropy.bytes()));
-                    // The caller may have left by now.
-                    let _ = reply.send(result);
-                }
-                Task::Verify { password, stored, reply } => {
-                    let known = stored.is_some();
-                    let hash = stored.as_ref().unwrap_or(&self.unknown);
-                    let result = self.run(&mut engine, |engine| engine.verify(&password, hash));
-                    let verdict = |matches: bool| match matches & known {
-                        true => Verification::Match,
-                        false => Verification::Mismatch,
-                    };
-                    let _ = reply.send(result.map(verdict));
-                }
-            }
-        }
-    }
-
-    /// Waits for a job and takes it; none when the pool stops.
-    fn next(&self, engine: &mut Engine) -> Option<Job> {
-        let mut state = self.lock();
-        let mut wiped = false;
-        loop {
-            if state.stopping {
-                return None;
-            }
-            if let Some(job) = state.pop() {
-                state.stats.running += 1;
-                return Some(job);
-            }
-            if wiped {
-                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            drop(state);
-            engine.wipe();
-            wiped = true;
-            state = self.lock();
-        }
-    }
-
-    /// Runs one hash and counts it, before its caller can know that it is done.
-    fn run<T>(
-        &self,
-        engine: &mut Engine,
-        hash: impl FnOnce(&mut Engine) -> Result<T, EngineError>,
-    ) -> Result<T, HashError> {
-        let started = Instant::now();
-        let result = match catch_unwind(AssertUnwindSafe(|| hash(engine))) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(EngineError)) => {
-                tracing::error!("there was no memory for a password hash");
-                Err(HashError::Internal)
-            }
-            Err(_panic) => {
-                tracing::error!("a password hash panicked");
-                *engine = Engine::new(self.params);
-                Err(HashError::Internal)
-            }
-        };
-        let took = started.elapsed();
-
-        let mut state = self.lock();
-        let stats = &mut state.stats;
-        stats.running -= 1;
-        stats.completed += 1;
-        stats.failed += u64::from(result.is_err());
-        // Moves an eighth of the way: a single slow hash does not close the queue.
-        stats.mean = (stats.mean * 7 + took) / 8;
-        drop(state);
-        result
-    }
-}
-
-enum Refusal {
-    Full,
-    Source,
-}
-
-/// Lets this thread run only with what the others leave: a hash takes a core for long, and whoever
-/// waits for one is used to waiting.
-#[cfg(target_os = "linux")]
-fn step_back() {
-    // On Linux this concerns the calling thread alone, against POSIX (see setpriority(2)).
-    if let Err(error) = rustix::process::nice(10) {
-        tracing::debug!(%error, "hashing threads keep the ordinary priority");
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn step_back() {}
 
 #[cfg(test)]
 mod tests;

@@ -1,113 +1,85 @@
-//! The sidecar's own access token, kept fresh: it is asked for again when a fifth of its life is left,
-//! and the old one serves until the new one is there.
+//! The sidecar's own access token: renewed ahead of its end, and at once when the server does not take it
+//! any more. Who revokes everything revokes the sidecars' tokens, too; were they kept to their end, the
+//! verifiers would be blind until then.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tonic::Request;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
+use arc_swap::ArcSwap;
 
+use crate::client::identity::{ClientCredential, Identity, Login};
+use crate::client::token_source::{TokenError, TokenSource};
+use crate::client::transport::Transport;
 use crate::client::watch::Authorization;
+use crate::domain::clock::Clock;
 use crate::domain::entropy::Entropy;
-use crate::pb::v1::authenticate_request::Grant;
-use crate::pb::v1::identity_service_client::IdentityServiceClient;
-use crate::pb::v1::{AuthenticateRequest, ClientAuthentication, ClientCredentialsGrant};
 
-/// How long one call may take.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// The shortest and the longest wait after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How often it is looked whether the token is good and is taken.
+const TICK: Duration = Duration::from_secs(1);
+/// The longest time between two new tokens while none is taken.
+const LONGEST_WAIT: u32 = 64;
 
-/// Who the sidecar is to the server.
+/// A credential that is kept good. Clones share it.
 #[derive(Clone)]
-pub struct Login {
-    /// The client and its secret.
-    pub client: ClientAuthentication,
-    /// The audience that stands for the server.
-    pub audience: String,
-}
-
-type Current = Arc<Mutex<Option<MetadataValue<Ascii>>>>;
-
-/// A credential that somebody keeps fresh.
 pub struct Credential {
-    current: Current,
-    got: watch::Receiver<bool>,
+    source: Arc<ArcSwap<TokenSource>>,
+    make: Arc<dyn Fn() -> TokenSource + Send + Sync>,
 }
 
 impl Credential {
-    /// Logs in over `channel`, again and again until it is dropped. `entropy` spreads retries.
-    pub fn keep(channel: Channel, login: Login, entropy: Arc<dyn Entropy>) -> Self {
-        let current = Current::default();
-        let (tell, got) = watch::channel(false);
-        tokio::spawn(keep(channel, login, entropy, Arc::clone(&current), tell));
-        Self { current, got }
+    /// For `client`, good for `audience`, which stands for the server.
+    pub fn new(
+        transport: Transport,
+        client: ClientCredential,
+        audience: &'static str,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        let identity = Identity::new(transport, client, Arc::clone(&entropy));
+        let make = move || {
+            let login = Login::client_credentials().for_audiences([audience]);
+            let (clock, entropy) = (Arc::clone(&clock), Arc::clone(&entropy));
+            TokenSource::client_credentials(identity.clone(), login, clock, entropy)
+        };
+        Self { source: Arc::new(ArcSwap::from_pointee(make())), make: Arc::new(make) }
     }
 
-    /// Waits until there is one.
-    pub async fn ready(&mut self) {
-        // An error says that nobody asks for one any more.
-        let _got = self.got.wait_for(|got| *got).await;
+    /// Waits until there is a token, or until it is known why there is none.
+    ///
+    /// # Errors
+    /// When there is none yet.
+    pub async fn first(&self) -> Result<(), TokenError> {
+        self.source.load_full().token().await.map(drop)
     }
 
     /// Gives the value of `authorization` for a call.
     pub fn authorization(&self) -> Authorization {
-        let current = Arc::clone(&self.current);
-        Arc::new(move || current.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        let source = Arc::clone(&self.source);
+        Arc::new(move || source.load().authorization()())
     }
-}
 
-async fn keep(
-    channel: Channel,
-    login: Login,
-    entropy: Arc<dyn Entropy>,
-    current: Current,
-    tell: watch::Sender<bool>,
-) {
-    let mut failures = 0_u32;
-    loop {
-        let wait = match log_in(channel.clone(), &login).await {
-            Ok((value, life)) => {
-                failures = 0;
-                *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-                tell.send_replace(true);
-                life.mul_f64(0.8).max(BACKOFF.0)
+    /// Keeps it good, for ever. While `is_taken` says no, there is a new one again and again, after
+    /// longer and longer waits.
+    pub async fn keep(self, is_taken: impl Fn() -> bool) {
+        let (mut ticks, mut wait) = (0, 1);
+        loop {
+            tokio::time::sleep(TICK).await;
+            // Begins a renewal when it is time for one.
+            drop(self.source.load().current());
+            if is_taken() {
+                (ticks, wait) = (0, 1);
+                continue;
             }
-            Err(why) => {
-                failures = failures.saturating_add(1);
-                tracing::warn!(why, failures, "the sidecar could not log in");
-                let longest = (BACKOFF.0 * 2_u32.saturating_pow(failures.min(8))).min(BACKOFF.1);
-                let part = f64::from(u32::from_be_bytes(entropy.bytes())) / f64::from(u32::MAX);
-                BACKOFF.0 + (longest - BACKOFF.0).mul_f64(part)
+            ticks += 1;
+            if ticks < wait {
+                continue;
             }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = tell.closed() => return,
+            (ticks, wait) = (0, (wait * 2).min(LONGEST_WAIT));
+            let source = (self.make)();
+            match source.token().await {
+                Ok(_) => self.source.store(Arc::new(source)),
+                Err(error) => tracing::warn!(%error, "the sidecar cannot log in"),
+            }
         }
     }
-}
-
-async fn log_in(
-    channel: Channel,
-    login: &Login,
-) -> Result<(MetadataValue<Ascii>, Duration), String> {
-    let mut request = Request::new(AuthenticateRequest {
-        client: Some(login.client.clone()),
-        grant: Some(Grant::ClientCredentials(ClientCredentialsGrant {})),
-        audiences: vec![login.audience.clone()],
-        ..AuthenticateRequest::default()
-    });
-    request.set_timeout(DEADLINE);
-    let mut client = IdentityServiceClient::new(channel);
-    let answer = tokio::time::timeout(DEADLINE, client.authenticate(request)).await;
-    let answer = answer.map_err(|_| "no answer in time".to_owned())?;
-    let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
-    let tokens = answer.into_inner().tokens.unwrap_or_default();
-    let value = MetadataValue::try_from(format!("Bearer {}", tokens.access_token));
-    let mut value = value.map_err(|_| "the server gave no token".to_owned())?;
-    value.set_sensitive(true);
-    Ok((value, Duration::from_secs(tokens.expires_in_seconds.into())))
 }

@@ -35,11 +35,13 @@ fn the_help_of_every_command_shows_an_example() {
         let output = avouch(dir.path(), &arguments);
         let help = text(&output.stdout);
         assert!(output.status.success(), "{path:?}");
-        assert!(help.contains("Example"), "{path:?}\n{help}");
+        let examples = help.split_once("Example").expect("an example").1;
+        // A line that the terminal breaks is no longer one command when it is pasted.
+        assert!(examples.lines().all(|line| line.chars().count() < 80), "{path:?}\n{examples}");
         waiting.extend(commands(&help).into_iter().map(|name| [path.clone(), vec![name]].concat()));
         seen += 1;
     }
-    assert_eq!(seen, 35);
+    assert_eq!(seen, 36);
 }
 
 #[test]
@@ -103,6 +105,42 @@ fn a_key_file_that_others_can_read_is_refused() {
 }
 
 #[test]
+fn files_that_are_not_there_are_mistakes_and_each_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    private(dir.path(), "key", "c2VjcmV0LWtleS1tYXRlcmlhbA==");
+    let mut arguments = vec!["check-config", "--dev"];
+    for set in [
+        "tls.cert_file=no.pem",
+        "tls.key_file=key",
+        "tls.client_ca_file=no-ca.pem",
+        "tls.client_auth=required",
+        "password.blocklist_file=no.txt",
+    ] {
+        arguments.extend(["--set", set]);
+    }
+    let output = avouch(dir.path(), &arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{errors}");
+    for line in [
+        "tls.cert_file: no.pem cannot be read",
+        "tls.client_ca_file: no-ca.pem cannot be read",
+        "password.blocklist_file: no.txt cannot be read",
+    ] {
+        assert!(errors.contains(line), "{line}: {errors}");
+    }
+    let output = avouch(dir.path(), &[&arguments[..], &["--without-files"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    // What only a look inside shows comes when the server starts, and the cause is said once.
+    private(dir.path(), "junk.pem", "junk");
+    let serve = ["serve", "--dev", "--set", "tls.cert_file=junk.pem", "--set", "tls.key_file=key"];
+    let output = avouch(dir.path(), &serve);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(errors.matches("no items found").count(), 1, "{errors}");
+}
+
+#[test]
 fn the_reference_names_every_key_and_the_environment() {
     let dir = tempfile::tempdir().unwrap();
     let output = avouch(dir.path(), &["check-config", "--reference"]);
@@ -112,17 +150,52 @@ fn the_reference_names_every_key_and_the_environment() {
     }
 }
 
+/// A file that only its owner can read, as the program demands.
+fn private(dir: &Path, name: &str, content: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = dir.join(name);
+    std::fs::write(&path, content).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 #[test]
 fn a_server_that_is_not_there_is_said_in_plain_words() {
-    use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
-    let token = dir.path().join("token");
-    std::fs::write(&token, "x").unwrap();
-    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let output =
-        avouch(dir.path(), &["user", "list", "--server", "http://127.0.0.1:1", "--token", "token"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("http://127.0.0.1:1 cannot be reached"));
+    private(dir.path(), "token", "x");
+    for command in [&["user", "list"][..], &["watch"]] {
+        let there = ["--server", "http://127.0.0.1:1", "--token", "token"];
+        let output = avouch(dir.path(), &[command, &there].concat());
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            errors.contains("http://127.0.0.1:1 cannot be reached: Connection refused"),
+            "{errors}"
+        );
+        assert_eq!(text(&output.stdout), "", "{command:?}");
+    }
+}
+
+/// The server would take what is no token for one that is unknown, and call that a success.
+#[test]
+fn a_file_without_the_token_that_was_asked_for_revokes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let refresh = format!("avr1_{}", "A".repeat(75));
+    private(dir.path(), "bare", &refresh);
+    private(dir.path(), "none.json", "{}");
+    private(dir.path(), "refresh.json", &format!("{{\"refresh_token\":\"{refresh}\"}}"));
+    let access_only = "--access-token-only";
+    for (arguments, why) in [
+        (vec!["none.json"], "none.json holds no refresh_token and no access_token"),
+        (vec!["refresh.json", access_only], "refresh.json holds no access_token"),
+        (vec!["bare", access_only], "bare holds a refresh token alone"),
+    ] {
+        let line = [vec!["revoke", "--token", "bare", "--token-file"], arguments].concat();
+        let output = avouch(dir.path(), &line);
+        assert_eq!(output.status.code(), Some(1), "{line:?}");
+        let errors = text(&output.stderr);
+        assert!(errors.contains(why), "{line:?}: {errors}");
+        assert!(!errors.contains("avr1_"));
+    }
 }
 
 #[test]
@@ -169,15 +242,17 @@ fn tokens_live_in_private_files_and_a_revoked_one_is_inactive() {
     let addresses: serde_json::Value =
         serde_json::from_slice(&std::fs::read(addresses).unwrap()).unwrap();
     let url = format!("http://{}", addresses["grpc"].as_str().unwrap());
-    let call = |arguments: &str| {
+    let call_and_hear = |arguments: &str| {
         let arguments: Vec<&str> =
             arguments.split(' ').chain(["--json", "--server", &url]).collect();
         let output = avouch(dir.path(), &arguments);
         let (out, errors) = (text(&output.stdout), text(&output.stderr));
         assert!(output.status.success(), "{arguments:?}: {errors}");
         assert!(!out.contains("avr1_") && !errors.contains("avr1_"));
-        serde_json::from_str::<serde_json::Value>(out.lines().next().unwrap()).unwrap()
+        let first = out.lines().next().unwrap();
+        (serde_json::from_str::<serde_json::Value>(first).unwrap(), errors)
     };
+    let call = |arguments: &str| call_and_hear(arguments).0;
     const LOGIN: &str = "--credentials avouch-data/login-client.json";
     const ADMIN: &str = "--credentials avouch-data/admin-client.json";
     call(&format!(
@@ -188,8 +263,12 @@ fn tokens_live_in_private_files_and_a_revoked_one_is_inactive() {
     assert_eq!(call(&format!("introspect t.json {ADMIN}"))["active"], true);
     assert_eq!(call(&format!("refresh t.json {LOGIN}"))["session_id"].as_str().unwrap().len(), 22);
     assert_eq!(call("session list --token t.json")["state"], "active");
-    let revoked = call(&format!("revoke --token-file t.json --reason logout {LOGIN}"));
+    let revoke = format!("revoke --token-file t.json --reason logout {LOGIN}");
+    let (revoked, said) = call_and_hear(&revoke);
     assert_eq!(revoked["revoked"]["reason"], "logout");
+    assert_eq!(said, "");
+    let (revoked, said) = call_and_hear(&revoke);
+    assert!(revoked["revoked"].is_null() && said.starts_with("nothing was revoked"), "{said}");
     assert_eq!(call(&format!("introspect t.json {ADMIN}"))["active"], false);
     assert_eq!(call(&format!("user get --by-name ada {ADMIN}"))["username"], "ada");
 }

@@ -285,14 +285,14 @@ async fn as_of_stands_still_while_contact_cannot_be_proved() {
     until_synced(&mut watch).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(feed.as_of(), START);
-    world.store.engine().contact.store(false, Ordering::Relaxed);
+    world.store.engine().freeze();
     world.clock.advance(Duration::from_secs(10));
     for _ in 0..3 {
         let Frame::Heartbeat(beat) = next(&mut watch).await else { panic!("not a heartbeat") };
         assert_eq!(beat.as_of_time.unwrap().seconds, 1_800_000_000);
         assert_eq!(beat.send_time.unwrap().seconds, 1_800_000_010);
     }
-    world.store.engine().contact.store(true, Ordering::Relaxed);
+    world.store.engine().thaw();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(feed.as_of(), world.clock.now());
 }

@@ -16,14 +16,15 @@ use avouch::domain::secret::SecretText;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::feed::FeedSettings;
 use avouch::listen::settings::ListenSettings;
-use avouch::password::{HashParams, PasswordPolicy, PoolSettings};
+use avouch::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::session_service_client::SessionServiceClient;
+use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Happening, Journal, Origin};
-use avouch::service::{Service, Settings, admin};
+use avouch::service::{Service, Settings};
 use avouch::store::codec::SCHEMA_VERSION;
 use avouch::store::sled::SledSettings;
 use tokio::task::JoinHandle;
@@ -61,6 +62,17 @@ impl Recorded {
     }
 }
 
+/// How often to do what shows more the more often it is done: `short` for every run, `long` when
+/// `AVOUCH_TEST_ROUNDS=long` asks for it.
+#[expect(clippy::disallowed_methods, reason = "who runs the tests says how long they may take")]
+pub(crate) fn rounds<N>(short: N, long: N) -> N {
+    match std::env::var("AVOUCH_TEST_ROUNDS").as_deref() {
+        Ok("long") => long,
+        Ok(other) => panic!("AVOUCH_TEST_ROUNDS may be `long` or not set, not `{other}`"),
+        Err(_) => short,
+    }
+}
+
 /// Options for tests: quick hashes, any port, no throttle to speak of.
 pub(crate) fn options(store: StoreOptions) -> Options {
     let listen = || ListenOptions {
@@ -84,6 +96,7 @@ pub(crate) fn options(store: StoreOptions) -> Options {
         },
         lifetimes: Lifetimes::default(),
         hash: HashParams::weak_for_tests(),
+        pepper: Pepper::default(),
         pool: PoolSettings::default(),
         passwords: PasswordPolicy::default(),
         feed: FeedSettings::default(),
@@ -246,7 +259,7 @@ impl Server {
 
     /// Creates a user with [`PASSWORD`].
     pub(crate) async fn add_user(&self, username: &str) -> SubjectId {
-        let new = admin::NewUser {
+        let new = NewUser {
             username: username.to_owned(),
             display_name: username.into(),
             password: Some(SecretText::new(PASSWORD.to_owned())),

@@ -29,7 +29,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{NOW, PASSWORD, Server, connect, options, password_login, reason};
+use crate::harness::{NOW, PASSWORD, Server, connect, options, password_login, reason, rounds};
 use crate::process::{Addresses, Cast, PATIENCE, Process, identity};
 
 const AUTHENTICATE: &str = "/avouch.v1.IdentityService/Authenticate";
@@ -68,20 +68,24 @@ async fn a_storm_of_logins_is_shed_and_the_rest_is_answered() {
     let hashed_before = server.service.hash_stats().completed;
 
     let (admitted, shed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let next = Arc::new(AtomicUsize::new(0));
+    let (next, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    // The storm lasts at least until two sessions went through all the other calls.
+    let enough_answered = Arc::new(AtomicBool::new(false));
     let mut storm = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let channel = connect(server.grpc).await;
         for _ in 0..90 {
             let mut identity = IdentityServiceClient::new(channel.clone());
-            let (app, next) = (app.clone(), Arc::clone(&next));
+            let (app, next, asked) = (app.clone(), Arc::clone(&next), Arc::clone(&asked));
             let (admitted, shed) = (Arc::clone(&admitted), Arc::clone(&shed));
+            let enough_answered = Arc::clone(&enough_answered);
             storm.spawn(async move {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= LOGINS {
+                    if n >= LOGINS && enough_answered.load(Ordering::Relaxed) {
                         return;
                     }
+                    asked.fetch_add(1, Ordering::Relaxed);
                     // Known and unknown names, each from a source of its own.
                     let name = if n % 2 == 0 { "ada".to_owned() } else { format!("nobody{n}") };
                     match identity.authenticate(from(&app, &name, n)).await {
@@ -107,39 +111,42 @@ async fn a_storm_of_logins_is_shed_and_the_rest_is_answered() {
     let watcher = {
         let (service, over) = (Arc::clone(&server.service), Arc::clone(&over));
         tokio::spawn(async move {
-            let (mut running, mut queued) = (0, 0);
+            let (mut running, mut held) = (0, 0);
             while !over.load(Ordering::Relaxed) {
                 let stats = service.hash_stats();
-                (running, queued) = (running.max(stats.running), queued.max(stats.queued));
+                (running, held) =
+                    (running.max(stats.running), held.max(stats.running + stats.queued));
                 sleep(Duration::from_millis(1)).await;
             }
-            (running, queued)
+            (running, held)
         })
     };
     // Meanwhile everything that hashes nothing works, over a connection that the storm shares.
-    let mut during = 0;
-    for session in sessions {
+    for (number, session) in sessions.into_iter().enumerate() {
         let next_tokens = server.refresh(&app, &session.refresh_token).await.expect("Refresh");
         assert!(server.introspect(&operator, &next_tokens.access_token).await.active);
         let target = Target::SessionId(session.session_id.clone());
         server.revoke(&operator, target).await.expect("Revoke");
         assert!(!server.introspect(&operator, &next_tokens.access_token).await.active);
-        during += usize::from(next.load(Ordering::Relaxed) < LOGINS);
+        if number == 1 {
+            enough_answered.store(true, Ordering::Relaxed);
+        }
     }
-    assert!(during > 0, "the storm was over before anything else was asked");
     while let Some(done) = storm.join_next().await {
         done.expect("the storm meets no surprise");
     }
     over.store(true, Ordering::Relaxed);
-    let (running, queued) = watcher.await.expect("it watched");
+    let (running, held) = watcher.await.expect("it watched");
     let (admitted, shed) = (admitted.load(Ordering::Relaxed), shed.load(Ordering::Relaxed));
-    assert_eq!(admitted + shed, LOGINS as u64);
+    assert_eq!(admitted + shed, asked.load(Ordering::Relaxed));
+    assert!(admitted + shed >= LOGINS as u64);
     assert!(shed > 0, "nothing was shed");
     assert!(admitted > 0, "nobody got in");
     let stats = server.service.hash_stats();
     assert_eq!(stats.completed - hashed_before, admitted, "a hash for each that was let in");
     assert!(running <= pool.workers, "{running} hashes at once");
-    assert!(queued <= pool.max_queued, "{queued} waited");
+    // A job stands in the queue until a thread has woken up for it, so both are counted together.
+    assert!(held <= pool.max_queued + pool.workers, "{held} hashes at once or waiting");
     assert_eq!(stats.shed_full + stats.shed_source, shed);
     // What was shed is no failed attempt: the account is as open as before.
     server.login(&app, "ada").await;
@@ -370,7 +377,8 @@ async fn resets_during_authenticate_free_no_thread_that_hashes() {
     server.stop().await;
 }
 
-/// The body of the next test, in a process of its own so that its memory is its own.
+/// Not a test by itself: the body of the next one, which runs it in a process of its own so that its
+/// memory is its own.
 #[tokio::test]
 #[ignore = "started by unknown_names_take_a_bounded_amount_of_memory"]
 async fn unknown_names_on_their_own() {
@@ -409,9 +417,10 @@ async fn unknown_names_on_their_own() {
         }
     };
     let mut seen = Vec::new();
+    let names = rounds(2_500, 5_000);
     for batch in 0..4 {
-        let mut n = batch * 2500;
-        while n < (batch + 1) * 2500 {
+        let mut n = batch * names;
+        while n < (batch + 1) * names {
             futures_util::future::join_all((n..n + 100).map(&ask)).await;
             n += 100;
         }
@@ -424,7 +433,7 @@ async fn unknown_names_on_their_own() {
         seen.push(pages.expect("a number") * 4096);
     }
     let grown = seen[3].saturating_sub(seen[0]);
-    assert!(grown < 8 << 20, "{} MiB for 7,500 names: {seen:?}", grown >> 20);
+    assert!(grown < 8 << 20, "{} MiB for {} names: {seen:?}", grown >> 20, 3 * names);
     server.stop().await;
 }
 
@@ -467,7 +476,8 @@ async fn health_names_every_service_and_says_so_before_it_goes() {
     let unknown = HealthCheckRequest { service: "avouch.v1.Nothing".to_owned() };
     let status = HealthClient::new(server.channel.clone()).check(unknown).await.expect_err("none");
     assert_eq!(status.code(), Code::NotFound);
-    // Whoever watches hears of the drain before the connection ends.
+    // Whoever watches hears of the drain, and then the stream ends: one that is left open, as by a
+    // probe or a load balancer, must not hold the drain until its deadline.
     let mut watches = Vec::new();
     for service in SERVICES {
         let request = HealthCheckRequest { service: service.to_owned() };
@@ -478,12 +488,17 @@ async fn health_names_every_service_and_says_so_before_it_goes() {
         watches.push((service, watch));
     }
     let stopping = tokio::spawn(server.stop());
+    let mut held = Vec::new();
     for (service, mut watch) in watches {
         let next = timeout(PATIENCE, watch.message()).await.expect("in time");
         let next = next.expect("a message").expect("more");
         assert_eq!(next.status(), ServingStatus::NotServing, "{service}");
+        let end = timeout(PATIENCE, watch.message()).await.expect("in time");
+        assert_eq!(end.expect("a good end"), None, "{service}");
+        held.push(watch);
     }
-    timeout(PATIENCE, stopping).await.expect("in time").expect("it stops");
+    let ended = timeout(PATIENCE, stopping).await.expect("in time").expect("it stops");
+    assert_eq!(ended.drained.aborted, 0, "nothing was cut");
 }
 
 #[tokio::test]

@@ -41,9 +41,9 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// A crate and where it may be used: a module, or a file or folder of one.
 const CRATES: &[(&str, &[&str])] = &[
-    ("arc_swap", &["client", "domain/view", "keys", "listen", "verifier"]),
+    ("arc_swap", &["client", "domain/view", "keys", "listen", "sidecar/credential", "verifier"]),
     ("argon2", &["password/engine"]),
-    ("async_trait", &["store", "verifier"]),
+    ("async_trait", &["client", "store", "verifier"]),
     ("aws_lc_rs", &["crypto", "jwt", "listen"]),
     ("axum", &["http", "app", "sidecar/forward_auth"]),
     ("base64", &["app", "crypto", "domain", "jwt", "keys", "password", "service"]),
@@ -55,7 +55,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("http_body", &["grpc", "layer", "listen", "sidecar/ext_authz"]),
     ("http_body_util", &["sidecar/ext_authz"]),
     ("hyper", &["listen"]),
-    ("hyper_util", &["listen"]),
+    ("hyper_util", &["listen", "client/balance"]),
     ("jsonwebtoken", &["jwt"]),
     ("pin_project_lite", &["grpc", "layer", "listen"]),
     ("precis_profiles", &["precis"]),

@@ -1,6 +1,5 @@
 //! What several tests need.
 
-pub(crate) mod log_engine;
 pub(crate) mod proxy;
 pub(crate) mod serve;
 pub(crate) mod world;

@@ -13,18 +13,18 @@ use avouch::feed::{Feed, FeedSettings, Subscribe};
 use avouch::grpc::frame::BatchEncoder;
 use avouch::pb::v1;
 use avouch::pb::v1::watch_revocations_response::Frame;
+use avouch::store::fault::FaultEngine;
 use avouch::store::ledger::Ledger;
+use avouch::store::memory::MemoryEngine;
 use avouch::store::{Level, Revoked, Store};
 use prost::Message as _;
-
-use super::log_engine::LogEngine;
 
 pub(crate) const LOG: LogId = LogId::from_bytes([7; 16]);
 pub(crate) const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 pub(crate) const CAUSE: Cause = Cause { reason: Reason::Logout, initiator: Initiator::User };
 
 pub(crate) struct World {
-    pub(crate) store: Arc<Ledger<LogEngine>>,
+    pub(crate) store: Arc<Ledger<FaultEngine<MemoryEngine>>>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) entropy: Arc<dyn Entropy>,
 }
@@ -36,7 +36,7 @@ impl World {
 
     pub(crate) fn of(log_id: LogId) -> Self {
         Self {
-            store: Arc::new(Ledger::new(LogEngine::new(log_id))),
+            store: Arc::new(Ledger::new(FaultEngine::new(MemoryEngine::new(log_id)))),
             clock: Arc::new(ManualClock::new(START)),
             entropy: Arc::new(SeededEntropy::new(42)),
         }
