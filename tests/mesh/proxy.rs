@@ -62,6 +62,8 @@ impl Proxy {
         let (config, admin) = (dir.join("envoy.yaml"), dir.join("envoy.admin"));
         let text = replaced(&envoy_config(behind), behind.changes);
         std::fs::write(&config, text).expect("a configuration");
+        // One that another Envoy wrote would do for this one.
+        let _ = std::fs::remove_file(&admin);
         let log = dir.join("envoy.log");
         let mut command = Command::new(parts::envoy());
         command.arg("--config-path").arg(&config).arg("--admin-address-path").arg(&admin).args([

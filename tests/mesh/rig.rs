@@ -81,6 +81,12 @@ impl Server {
         (self.process, self.addresses, self.public) = (Some(process), addresses, public);
     }
 
+    /// Runs a command of avouch as the admin client.
+    pub(crate) async fn avouch(&self, words: &[&str]) {
+        let credentials = self.data.join("admin-client.json");
+        avouch(&self.addresses.grpc, words, &[("--credentials", &credentials)]).await;
+    }
+
     /// Logs ada in, for these scopes or all that she may have.
     pub(crate) async fn login(&self, scopes: &[&str]) -> pb::TokenSet {
         let password =
@@ -246,16 +252,10 @@ impl Rig {
         let data = dir.path().join("data");
         let server = Server::start(&data).await;
         let path = |name: &str| dir.path().join(name);
-        avouch(
-            &server.addresses.grpc,
-            &["client", "create", "sidecar", "--audience", "avouch"],
-            &["--grant", "watch:audience=orders", "--grant", "introspect"],
-            &[
-                ("--save", &path("sidecar.json")),
-                ("--credentials", &data.join("admin-client.json")),
-            ],
-        )
-        .await;
+        let saved = path("sidecar.json").display().to_string();
+        let create = ["client", "create", "sidecar", "--audience", "avouch", "--save", &saved];
+        let grants = ["--grant", "watch:audience=orders", "--grant", "introspect"];
+        server.avouch(&[&create[..], &grants].concat()).await;
         let upward = Relay::tcp(Mode::Pass(server.place())).await;
         let sidecar = Sidecar::start(dir.path(), &upward, sidecar).await;
         let workload = Workload::start().await;
@@ -264,17 +264,14 @@ impl Rig {
             Kind::Nginx => path("forward-auth.sock"),
         };
         let beside = Relay::unix(&path("relay.sock"), Mode::Pass(Place::Unix(own)));
-        let relay = path("relay.sock");
-        let behind = Behind {
-            issuer: ISSUER,
-            keys: &server.public,
-            ext_authz: &relay,
-            forward_auth: &relay,
-            workload: &workload.address.to_string(),
-            changes,
-        };
-        let proxy = Proxy::start(kind, dir.path(), &behind).await;
+        let proxy = start_proxy(kind, dir.path(), &server, &workload, changes).await;
         Self { kind, dir, server, upward, beside, sidecar, proxy, workload }
+    }
+
+    /// Another proxy in the place of this one, as it is documented.
+    pub(crate) async fn start_proxy_again(&mut self) {
+        let Self { kind, dir, server, workload, .. } = &*self;
+        self.proxy = start_proxy(*kind, dir.path(), server, workload, &[]).await;
     }
 
     /// Where the proxy should find the sidecar.
@@ -353,10 +350,29 @@ impl Rig {
     }
 }
 
+async fn start_proxy(
+    kind: Kind,
+    dir: &Path,
+    server: &Server,
+    workload: &Workload,
+    changes: Changes<'_>,
+) -> Proxy {
+    let relay = dir.join("relay.sock");
+    let behind = Behind {
+        issuer: ISSUER,
+        keys: &server.public,
+        ext_authz: &relay,
+        forward_auth: &relay,
+        workload: &workload.address.to_string(),
+        changes,
+    };
+    Proxy::start(kind, dir, &behind).await
+}
+
 /// Runs a command of avouch against a server, which must succeed.
-async fn avouch(server: &str, words: &[&str], more: &[&str], files: &[(&str, &Path)]) {
+async fn avouch(server: &str, words: &[&str], files: &[(&str, &Path)]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_avouch"));
-    command.arg("--server").arg(format!("http://{server}")).args(words).args(more).env_clear();
+    command.arg("--server").arg(format!("http://{server}")).args(words).env_clear();
     for (flag, file) in files {
         command.arg(flag).arg(file);
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::time::Instant;
 
 use crate::process::PATIENCE;
@@ -48,6 +50,8 @@ async fn who_may_pass(kind: Kind) {
     for bad in ["x", "a.b.c", forged.as_str(), refresh.as_str()] {
         let (answer, _) = rig.ask(&Ask::get("/orders/7").bearer(bad)).await;
         assert_eq!(answer.status, 401, "{bad}: {answer:?}");
+        // Envoy needs nobody for this: it has the public keys.
+        assert!(kind == Kind::Nginx || answer.body.starts_with("Jwt"), "{bad}: {answer:?}");
     }
     let twice = Ask::get("/orders/7").bearer(good).bearer(good);
     let (answer, _) = rig.ask(&twice).await;
@@ -210,4 +214,32 @@ async fn revoked(kind: Kind) {
         let challenge = answer.header("www-authenticate").expect("a challenge");
         assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
     }
+}
+
+/// Envoy reads the public keys every 300 s, and takes tokens by a key that is taken back until then. The
+/// next one it has already, if that was announced before.
+#[tokio::test]
+async fn a_key_that_is_taken_back_is_worth_nothing_though_envoy_still_has_it() {
+    let mut rig = Rig::start(Kind::Envoy).await;
+    rig.server.avouch(&["key", "create"]).await;
+    rig.start_proxy_again().await;
+    let tokens = rig.server.login(&[]).await;
+    let ask = Ask::get("/orders/7").bearer(&tokens.access_token);
+    assert_eq!(rig.status(&ask).await, 200);
+    rig.server.avouch(&["key", "revoke", &key_of(&tokens.access_token)]).await;
+    rig.until(&ask, 401).await;
+    let (answer, _) = rig.ask(&ask).await;
+    assert!(!answer.body.starts_with("Jwt"), "Envoy does not have the key: {answer:?}");
+    let next = rig.server.login(&[]).await;
+    assert_ne!(key_of(&next.access_token), key_of(&tokens.access_token));
+    let (answer, _) = rig.ask(&Ask::get("/orders/7").bearer(&next.access_token)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// The `kid` of a token.
+fn key_of(token: &str) -> String {
+    let header = token.split('.').next().expect("a JWT");
+    let header = URL_SAFE_NO_PAD.decode(header).expect("base64url");
+    let header: serde_json::Value = serde_json::from_slice(&header).expect("JSON");
+    header["kid"].as_str().expect("a key").to_owned()
 }
