@@ -127,8 +127,8 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts one and waits until it is ready.
-    async fn start(dir: &Path, server: &Relay, more: &[&str]) -> Self {
+    /// Starts one, which may become ready.
+    fn start(dir: &Path, server: &Relay, more: &[&str]) -> Self {
         let Place::Tcp(server) = &server.place else { panic!("avouch is on a port") };
         let path = |name: &str| dir.join(name);
         let unix = |name: &str| format!("unix://{}", path(name).display());
@@ -153,9 +153,7 @@ impl Sidecar {
             .kill_on_drop(true);
         let child = command.spawn().expect("the binary starts");
         let ext_authz = path("authz.sock");
-        let mut sidecar = Self { child, stderr, ext_authz };
-        sidecar.ready().await;
-        sidecar
+        Self { child, stderr, ext_authz }
     }
 
     /// Waits until it says that it serves.
@@ -189,6 +187,16 @@ impl Sidecar {
         let lines = text.lines().filter(|line| line.starts_with("avouch_sidecar_requests_total{"));
         let counts = lines.filter(|line| line.contains(&label));
         counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until it has judged so many so.
+    pub(crate) async fn until_judged(&self, reason: &str, count: f64) {
+        let judged = timeout(PATIENCE, async {
+            while self.judged(reason).await < count {
+                sleep(PAUSE).await;
+            }
+        });
+        judged.await.unwrap_or_else(|_| panic!("never {count} {reason}: {}", self.stderr()));
     }
 
     pub(crate) fn stderr(&self) -> String {
@@ -257,7 +265,8 @@ impl Rig {
         let grants = ["--grant", "watch:audience=orders", "--grant", "introspect"];
         server.avouch(&[&create[..], &grants].concat()).await;
         let upward = Relay::tcp(Mode::Pass(server.place())).await;
-        let sidecar = Sidecar::start(dir.path(), &upward, sidecar).await;
+        let mut sidecar = Sidecar::start(dir.path(), &upward, sidecar);
+        sidecar.ready().await;
         let workload = Workload::start().await;
         let own = match kind {
             Kind::Envoy => path("authz.sock"),
@@ -272,6 +281,11 @@ impl Rig {
     pub(crate) async fn start_proxy_again(&mut self) {
         let Self { kind, dir, server, workload, .. } = &*self;
         self.proxy = start_proxy(*kind, dir.path(), server, workload, &[]).await;
+    }
+
+    /// Another sidecar on the sockets that the last one left behind. It may become ready.
+    pub(crate) fn start_sidecar_again(&mut self) {
+        self.sidecar = Sidecar::start(self.dir.path(), &self.upward, &[]);
     }
 
     /// Where the proxy should find the sidecar.

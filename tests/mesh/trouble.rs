@@ -65,6 +65,23 @@ async fn fails_closed(kind: Kind) {
     rig.sidecar.kill().await;
     closed(&rig, "killed").await;
     assert_eq!(rig.workload.take().len(), 0, "what was refused comes through later");
+
+    // One that begins without the server knows of no revocation: even where the policy is open, it
+    // cannot tell. A path that is public needs no news.
+    rig.upward.set(Mode::Gone);
+    rig.start_sidecar_again();
+    rig.until(&Ask::get("/public/hello"), 200).await;
+    for target in ["/orders/7", "/ask/7", "/open/7"] {
+        let ask = Ask::get(target).bearer(&tokens.access_token);
+        let (answer, _) = rig.once(&ask).await;
+        assert_eq!(answer.status, 503, "{target}: {answer:?}");
+    }
+    rig.sidecar.until_judged("not_ready", 3.0).await;
+    rig.upward.set(Mode::Pass(rig.server.place()));
+    rig.sidecar.ready().await;
+    for target in ["/orders/7", "/ask/7", "/open/7"] {
+        rig.until(&Ask::get(target).bearer(&tokens.access_token), 200).await;
+    }
 }
 
 /// How long the sidecar of these tests goes without news before it says so.
