@@ -1,4 +1,4 @@
-//! HTTP/1.1 by the byte, so that nothing between a test and a proxy makes a request nicer.
+//! HTTP by the byte, so that nothing between a test and a proxy makes a request nicer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -121,4 +121,60 @@ fn parse(text: &str) -> Option<Answer> {
     };
     let headers = lines.map(header).collect::<Option<_>>()?;
     Some(Answer { status, headers, body: body.to_owned() })
+}
+
+/// Sends these headers over HTTP/2, in this order and as they are, and waits until that is answered in
+/// one way or another.
+pub(crate) async fn ask_over_http2(place: &Place, headers: &[(&str, &str)]) {
+    const SETTINGS: u8 = 4;
+    const END_OF_STREAM: u8 = 1;
+    let mut io = place.connect().await.expect("it listens");
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[]));
+    let mut block = Vec::new();
+    for (name, value) in headers {
+        // A literal with a new name, not to be remembered (RFC 7541 section 6.2.2).
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).ok().filter(|it| *it < 127).expect("short"));
+            block.extend(text.as_bytes());
+        }
+    }
+    // HEADERS, which end the headers and the stream.
+    bytes.extend(frame(1, 4 | END_OF_STREAM, 1, &block));
+    io.write_all(&bytes).await.expect("sent");
+    let answered = timeout(PATIENCE, async {
+        loop {
+            let mut head = [0; 9];
+            if io.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            let [a, b, c, kind, flags, ..] = head;
+            let mut rest =
+                vec![0; usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("fits")];
+            if io.read_exact(&mut rest).await.is_err() {
+                return;
+            }
+            match kind {
+                SETTINGS if flags == 0 => {
+                    // Whoever has closed by now has answered.
+                    let _ = io.write_all(&frame(SETTINGS, 1, 0, &[])).await;
+                }
+                // DATA and HEADERS, at their end.
+                0 | 1 if flags & END_OF_STREAM != 0 => return,
+                // RST_STREAM and GOAWAY.
+                3 | 7 => return,
+                _ => {}
+            }
+        }
+    });
+    answered.await.unwrap_or_else(|_| panic!("no answer to {headers:?}"));
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
 }
