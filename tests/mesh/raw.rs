@@ -123,9 +123,15 @@ fn parse(text: &str) -> Option<Answer> {
     Some(Answer { status, headers, body: body.to_owned() })
 }
 
-/// Sends these headers over HTTP/2, in this order and as they are, and waits until that is answered in
-/// one way or another.
+/// Sends these headers over HTTP/2, in this order and as they are, until somebody had the time to decide:
+/// not for as long as the answer is 503, or UNAVAILABLE.
 pub(crate) async fn ask_over_http2(place: &Place, headers: &[(&str, &str)]) {
+    let decided = timeout(PATIENCE, async { while !is_decided(place, headers).await {} });
+    decided.await.unwrap_or_else(|_| panic!("no answer to {headers:?}"));
+}
+
+async fn is_decided(place: &Place, headers: &[(&str, &str)]) -> bool {
+    const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
     const END_OF_STREAM: u8 = 1;
     let mut io = place.connect().await.expect("it listens");
@@ -140,35 +146,42 @@ pub(crate) async fn ask_over_http2(place: &Place, headers: &[(&str, &str)]) {
             block.extend(text.as_bytes());
         }
     }
-    // HEADERS, which end the headers and the stream.
-    bytes.extend(frame(1, 4 | END_OF_STREAM, 1, &block));
+    // The end of the headers too.
+    bytes.extend(frame(HEADERS, 4 | END_OF_STREAM, 1, &block));
     io.write_all(&bytes).await.expect("sent");
-    let answered = timeout(PATIENCE, async {
-        loop {
-            let mut head = [0; 9];
-            if io.read_exact(&mut head).await.is_err() {
-                return;
-            }
-            let [a, b, c, kind, flags, ..] = head;
-            let mut rest =
-                vec![0; usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("fits")];
-            if io.read_exact(&mut rest).await.is_err() {
-                return;
-            }
-            match kind {
-                SETTINGS if flags == 0 => {
-                    // Whoever has closed by now has answered.
-                    let _ = io.write_all(&frame(SETTINGS, 1, 0, &[])).await;
-                }
-                // DATA and HEADERS, at their end.
-                0 | 1 if flags & END_OF_STREAM != 0 => return,
-                // RST_STREAM and GOAWAY.
-                3 | 7 => return,
-                _ => {}
-            }
+    let mut decided = true;
+    loop {
+        let mut head = [0; 9];
+        // Who has closed has decided.
+        if io.read_exact(&mut head).await.is_err() {
+            return decided;
         }
-    });
-    answered.await.unwrap_or_else(|_| panic!("no answer to {headers:?}"));
+        let [a, b, c, kind, flags, ..] = head;
+        let mut rest = vec![0; usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("fits")];
+        if io.read_exact(&mut rest).await.is_err() {
+            return decided;
+        }
+        match kind {
+            SETTINGS if flags == 0 => {
+                let _ = io.write_all(&frame(SETTINGS, 1, 0, &[])).await;
+            }
+            HEADERS => decided &= !says_unavailable(&rest),
+            // RST_STREAM and GOAWAY.
+            3 | 7 => return decided,
+            _ => {}
+        }
+        if matches!(kind, 0 | HEADERS) && flags & END_OF_STREAM != 0 {
+            return decided;
+        }
+    }
+}
+
+/// Whether a header has the value 503 or 14, which is UNAVAILABLE in `grpc-status`; plain, or in the
+/// code of RFC 7541 appendix B.
+fn says_unavailable(block: &[u8]) -> bool {
+    let values: [&[u8]; 4] =
+        [b"\x03503", &[0x83, 0x6c, 0x0c, 0xff], b"\x0214", &[0x82, 0x0b, 0x5f]];
+    values.iter().any(|value| block.windows(value.len()).any(|window| window == *value))
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
