@@ -105,8 +105,8 @@ fn bind(
         max_concurrent_streams: 1_000,
         initial_connection_window_size: 4 * 1024 * 1024,
         max_header_list_size: MAX_HEADER_BYTES,
-        // A proxy keeps idle connections to ask over.
-        first_bytes_timeout: Duration::from_secs(60),
+        // A proxy keeps idle connections to ask over, nginx for 60 s: it must be the one to close them.
+        first_bytes_timeout: Duration::from_secs(120),
         socket_mode: mode,
         ..ListenSettings::default()
     };

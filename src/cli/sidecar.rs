@@ -53,9 +53,10 @@ The file of rules:
 The most specific path decides, whatever the order: a path before a prefix, a
 longer one before a shorter one. Where none of its rules takes the method, and
 where there is no rule, the answer is 403. So it is for a path that can be read
-in two ways (//, /../, %2F, ;), unless its prefix has literal_paths = true. A
-rule may also have an audience and forward_token of its own. Without --rules
-every path needs a good token for --audience.
+in two ways (//, /../, %2F, ;), unless its prefix has literal_paths = true.
+Upper and lower case are told apart. A rule may also have an audience and
+forward_token of its own. Without --rules every path needs a good token for
+--audience.
 
 nginx asks at /auth/nginx, with X-Original-URI and X-Original-Method; Traefik
 and Caddy at /auth/forwarded. The upstream gets x-avouch-subject,
