@@ -176,6 +176,11 @@ async fn forged_identities(rig: &Rig, with_underscore: Forged) {
         .header("x-forwarded-method", "GET")
         .header("x-envoy-original-path", "/public/hello");
     assert_eq!(rig.status(&private).await, 401);
+    // Nor is the sidecar itself there to be asked.
+    if kind == Kind::Nginx {
+        let sidecar = Ask::get("/avouch-sidecar").bearer(&tokens.access_token);
+        assert_eq!(rig.status(&sidecar).await, 404);
+    }
 }
 
 #[tokio::test]
