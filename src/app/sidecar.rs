@@ -14,8 +14,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
-use crate::client::identity::ClientCredential;
-use crate::client::transport::Transport;
+use crate::client::identity::{ClientCredential, Identity, Login};
+use crate::client::token_source::TokenSource;
 use crate::client::watch::WatchSettings;
 use crate::config::rules;
 use crate::config::sidecar::{self as config, SidecarConfig};
@@ -31,7 +31,6 @@ use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::metrics::sidecar::{SidecarMetrics, ViewStatus};
 use crate::pb::v1;
-use crate::sidecar::credential::Credential;
 use crate::sidecar::ext_authz::{Authorization, SERVICE_NAME};
 use crate::sidecar::{Gate, Rule, forward_auth};
 use crate::verifier::{AskServer, Policy, Requirement, Verifier, VerifierSettings};
@@ -83,7 +82,7 @@ pub struct BoundSidecar {
     registry: Arc<Registry>,
     metrics: Arc<SidecarMetrics>,
     drain_timeout: Duration,
-    /// Dropped, it ends.
+    /// Keeps the sidecar's own token fresh; ends when it is dropped.
     keeping: JoinSet<()>,
 }
 
@@ -133,24 +132,37 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         ops: bind(sidecar.ops.as_ref(), Protocol::Auto, mode, &entropy)?,
     };
     let channel = server.connect_lazy();
-    let credential = client.map(|client| {
-        let transport = Transport::from(channel.clone());
-        let (clock, entropy) = (Arc::clone(&clock), Arc::clone(&entropy));
-        Credential::new(transport, credential_of(client), SERVER_AUDIENCE, clock, entropy)
+    let tokens = client.map(|client| {
+        let identity = Identity::new(channel.clone(), credential(client), Arc::clone(&entropy));
+        let login = Login::client_credentials().for_audiences([SERVER_AUDIENCE]);
+        TokenSource::client_credentials(identity, login, Arc::clone(&clock), Arc::clone(&entropy))
     });
-    if let Some(credential) = &credential {
+    let mut keeping = JoinSet::new();
+    if let Some(tokens) = tokens.clone() {
         // Without a token the first try to follow would be refused.
-        match tokio::time::timeout(FIRST_LOGIN, credential.first()).await {
-            Ok(Ok(())) => {}
+        match tokio::time::timeout(FIRST_LOGIN, tokens.token()).await {
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the sidecar cannot log in"),
             Err(_) => tracing::warn!("the server does not answer"),
         }
+        keeping.spawn(async move {
+            let error = tokens.keep_fresh().await;
+            tracing::error!(%error, "the sidecar has no token any more");
+        });
     }
-    let authorization = credential.as_ref().map(Credential::authorization);
+    let authorization = tokens.as_ref().map(TokenSource::authorization);
+    let refused = tokens.map(|tokens| -> Arc<dyn Fn() + Send + Sync> {
+        Arc::new(move || {
+            tokens.forget();
+            // The renewal begins now, and not with the next try to follow, which would be refused, too.
+            drop(tokens.current());
+        })
+    });
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
         subscriber_id: sidecar.name.clone(),
         authorization: authorization.clone(),
+        refused,
         ..WatchSettings::new(vec![server])
     };
     let settings = VerifierSettings {
@@ -162,11 +174,6 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
     };
     let ask = Arc::new(AskServer::new(channel, authorization));
     let verifier = Verifier::start(settings, clock, entropy, Some(ask));
-    let mut keeping = JoinSet::new();
-    if let Some(credential) = credential {
-        let verifier = verifier.clone();
-        keeping.spawn(credential.keep(move || verifier.status().connected));
-    }
     let mut registry = Registry::default();
     let metrics = Arc::new(SidecarMetrics::register(&mut registry));
     let rules = config.rules.map(|name, rule| rule_of(&config.sidecar, name, rule));
@@ -187,7 +194,7 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
     })
 }
 
-fn credential_of(client: v1::ClientAuthentication) -> ClientCredential {
+fn credential(client: v1::ClientAuthentication) -> ClientCredential {
     if client.client_secret.is_empty() {
         ClientCredential::certificate(client.client_id)
     } else {

@@ -242,7 +242,7 @@ pub enum RevocationTarget {
 pub struct Revocation {
     /// What to take back.
     pub target: RevocationTarget,
-    /// Why; logout if it is not said.
+    /// Why; the server has a default.
     pub reason: v1::RevocationReason,
     /// Who began it; the server has a default.
     pub initiator: v1::InitiatingEntity,
@@ -397,7 +397,8 @@ impl Identity {
         Ok(answer.await?)
     }
 
-    /// Whether a token is good now, and what it asserts: none if avouch does not vouch for it.
+    /// Whether a token is good now, and what it asserts: none if avouch does not vouch for it, or the
+    /// caller may not see it.
     pub async fn introspect(
         &self,
         question: impl Into<Question>,

@@ -246,6 +246,12 @@ impl TokenSource {
         }
     }
 
+    /// Hands the token that there is out no more: the server has refused it, because it was revoked, say.
+    /// Whoever asks next begins a renewal.
+    pub fn forget(&self) {
+        self.0.held.store(None);
+    }
+
     /// Goes on with the tokens of a new login, that the keeper has kept.
     pub fn restart(&self, tokens: &Tokens) {
         let asked_at = self.0.clock.now();

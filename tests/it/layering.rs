@@ -31,9 +31,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("client", &["domain", "pb", "jwt"]),
     ("verified", &["domain", "crypto", "jwt"]),
-    ("verifier", &["domain", "jwt", "verified", "client", "pb"]),
+    ("verifier", &["domain", "crypto", "jwt", "verified", "client", "pb"]),
     ("layer", &["verifier"]),
-    ("sidecar", &["domain", "verifier", "client", "pb", "metrics"]),
+    ("sidecar", &["domain", "verifier", "metrics"]),
     ("cli", &["crypto", "config", "client", "pb", "domain"]),
     ("app", ANY),
     ("main", &["app", "cli", "config", "telemetry"]),
@@ -41,7 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// A crate and where it may be used: a module, or a file or folder of one.
 const CRATES: &[(&str, &[&str])] = &[
-    ("arc_swap", &["client", "domain/view", "keys", "listen", "sidecar/credential", "verifier"]),
+    ("arc_swap", &["client", "domain/view", "keys", "listen", "verifier"]),
     ("argon2", &["password/engine"]),
     ("async_trait", &["client", "store", "verifier"]),
     ("aws_lc_rs", &["crypto", "jwt", "listen"]),

@@ -80,12 +80,10 @@ errors! {
 }
 
 errors! {
-    /// Why Introspect gave no answer. A bad token is an answer.
+    /// Why Introspect gave no answer. A bad token has one, and so has one that the caller may not see.
     IntrospectError {
         /// The caller is not known.
         Refused = Code::Unauthenticated, "not accepted: {0}";
-        /// The caller may not ask about this token.
-        Denied = Code::PermissionDenied, "not allowed: {0}";
         /// A field of the request is wrong.
         Invalid = Code::InvalidArgument, "wrong request: {0}";
         /// The cursor belongs to another log: the store was restored or replaced.

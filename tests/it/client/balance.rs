@@ -178,10 +178,10 @@ async fn the_watch_client_takes_the_same_replicas() {
     let token = server.own_token(&power).await;
     let names = Names::new([server.grpc]);
     let replicas = replicas(&names, WHEN_NEEDED);
-    let mut endpoints = replicas.endpoints();
-    let endpoints = in_the_end(endpoints.wait_for(|it| !it.is_empty())).await;
-    let endpoints = endpoints.expect("they are found").to_vec();
-    let mut settings = WatchSettings::new(endpoints);
+    let mut settings = WatchSettings::new(Vec::new());
+    let endpoints = replicas.endpoints();
+    in_the_end(endpoints.clone().wait_for(|it| !it.is_empty())).await.expect("they are found");
+    settings.replicas = Some(endpoints);
     settings.authorization = Some(Arc::new(move || format!("Bearer {token}").parse().ok()));
     let mut watch = Watch::new(settings, Arc::new(OsEntropy));
     loop {

@@ -5,6 +5,7 @@ use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use tonic::transport::Channel;
 
 use crate::harness::{Server, options};
+use crate::support::readme::assert_shown;
 
 type Authorized = avouch::client::authorization::Authorized<Channel>;
 
@@ -12,7 +13,7 @@ type Authorized = avouch::client::authorization::Authorized<Channel>;
 async fn shown(
     url: &str, id: &str, secret: &str, channel: Channel,
 ) -> Result<(Authorized, String), Box<dyn std::error::Error>> {
-    // README: begin
+    // README: begin client
     use std::sync::Arc;
     use avouch::client::{authorization::*, balance::*, identity::*, token_source::*};
     use avouch::{crypto::OsEntropy, domain::clock::SystemClock};
@@ -27,18 +28,13 @@ async fn shown(
     let orders = AuthorizationLayer::new(tokens.clone()).layer(channel); // for any generated client
     let token = tokens.token().await?; // for anything else: token.header()
     let claims = avouch.introspect(token.secret().clone()).await?; // None if it is no longer good
-    // README: end
+    // README: end client
     Ok((orders, claims.expect("it is good").client_id))
 }
 
 #[tokio::test]
 async fn the_example_of_the_readme_works_and_is_this_one() {
-    let text = include_str!("example.rs");
-    let (_, rest) = text.split_once("// README: begin\n").expect("its beginning");
-    let (lines, _) = rest.split_once("    // README: end").expect("its end");
-    let dedented: Vec<_> = lines.lines().map(|it| it.strip_prefix("    ").unwrap_or(it)).collect();
-    let example = format!("```rust\n{}\n```\n", dedented.join("\n"));
-    assert!(include_str!("../../../README.md").contains(&example), "not in the README:\n{example}");
+    assert_shown(include_str!("example.rs"), "client");
 
     let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
     let app = server.first_party("app").await;
