@@ -107,9 +107,10 @@ impl Proxy {
             .map(|name| format!("{name}_temp_path {};\n", path(name).display()))
             .concat();
         // What a distribution's own nginx.conf does around the files in conf.d. The user is the one
-        // that the sidecar runs as, who may use its socket.
+        // that the sidecar runs as, who may use its socket. A master that is killed would leave its
+        // workers behind.
         let main = format!(
-            "daemon off;\nuser root;\npid {};\nworker_processes 1;\nevents {{}}\n\
+            "daemon off;\nmaster_process off;\nuser root;\npid {};\nworker_processes 1;\nevents {{}}\n\
              http {{\naccess_log off;\n{temporary}include {};\n}}\n",
             path("nginx.pid").display(),
             path("avouch.conf").display(),
