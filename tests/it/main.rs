@@ -11,6 +11,7 @@ mod cli;
 mod client;
 mod crash;
 mod disk;
+mod drain;
 mod feed;
 mod harness;
 mod hostile;
