@@ -9,6 +9,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer as _;
@@ -123,7 +124,10 @@ pub struct Options {
     pub reflection: bool,
     /// How often what is over is removed.
     pub sweep_interval: Duration,
-    /// How long a drain may take.
+    /// How long everything is served as before once a drain began, while health and readiness already
+    /// tell of it.
+    pub drain_delay: Duration,
+    /// How long the rest of a drain may take.
     pub drain_timeout: Duration,
 }
 
@@ -194,6 +198,8 @@ pub struct Bound {
     pub ops_address: Option<SocketAddr>,
     /// Cancel it to drain and stop.
     pub shutdown: CancellationToken,
+    /// Cancel it to end the delay of a drain, see [`Options::drain_delay`].
+    pub hurry: CancellationToken,
     grpc: Listener,
     grpc_routes: axum::Router,
     public: Option<(Listener, axum::Router)>,
@@ -204,6 +210,7 @@ pub struct Bound {
     store_failed: Option<watch::Receiver<Option<String>>>,
     request_timeout: Duration,
     sweep_interval: Duration,
+    drain_delay: Duration,
     drain_timeout: Duration,
     process: u32,
 }
@@ -342,6 +349,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         public_address: public.as_ref().map(|(listener, _)| listener.local_addr()),
         ops_address: ops.as_ref().map(|(listener, _)| listener.local_addr()),
         shutdown: CancellationToken::new(),
+        hurry: CancellationToken::new(),
         grpc,
         grpc_routes,
         public,
@@ -352,6 +360,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         store_failed,
         request_timeout: options.request_timeout,
         sweep_interval: options.sweep_interval,
+        drain_delay: options.drain_delay,
         drain_timeout: options.drain_timeout,
         process: u32::from_be_bytes(entropy.bytes()),
     })
@@ -420,9 +429,9 @@ fn add_reflection(routes: Routes) -> Result<Routes, BuildError> {
 
 impl Bound {
     /// Serves until [`Bound::shutdown`] is cancelled or the store fails, then drains: health says
-    /// NOT_SERVING, the watchers are told to go, calls finish, the store is closed.
+    /// NOT_SERVING, the delay passes, the watchers are told to go, calls finish, the store is closed.
     pub async fn serve(self) -> Ended {
-        let Self { service, shutdown, health, readiness, drain_timeout, .. } = self;
+        let Self { service, shutdown, hurry, health, readiness, drain_timeout, .. } = self;
         let mut background = JoinSet::new();
         background.spawn(tasks::sweep(Arc::clone(&service), self.sweep_interval));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
@@ -442,17 +451,26 @@ impl Bound {
         let grpc = tokio::spawn(self.grpc.serve(stack, stop_grpc.clone(), drain_timeout));
         health.serving().await;
 
-        let store_failed = tokio::select! {
+        let mut store_failed = tokio::select! {
             () = shutdown.cancelled() => None,
-            why = failed(self.store_failed) => Some(why),
+            why = failed(self.store_failed.clone()) => Some(why),
         };
-        if let Some(why) = &store_failed {
-            tracing::error!(%why, "the store has failed; the server stops so that it is checked when it opens again");
-        }
         readiness.drain();
         // First, so that nothing says SERVING again.
         background.shutdown().await;
-        health.drain().await;
+        health.not_serving().await;
+        if store_failed.is_none() {
+            store_failed = tokio::select! {
+                () = sleep(self.drain_delay) => None,
+                () = hurry.cancelled() => None,
+                // Nothing is left to serve with.
+                why = failed(self.store_failed) => Some(why),
+            };
+        }
+        if let Some(why) = &store_failed {
+            tracing::error!(%why, "the store has failed; the server stops so that it is checked when it opens again");
+        }
+        health.end_streams();
         service.feed().drain();
         stop_grpc.cancel();
         let drained = grpc.await.unwrap_or(DrainSummary { drained: 0, aborted: 0 });

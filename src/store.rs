@@ -56,7 +56,8 @@ pub enum OpenError {
     },
     /// It was written by a version of avouch that this one does not understand.
     #[error(
-        "{path} has schema version {found}, this avouch reads version {expected}; use the avouch version that wrote it, or restore a backup"
+        "{path} has schema version {found}, this avouch reads version {expected}; {}",
+        other_schema(*found, *expected)
     )]
     Schema {
         /// The directory.
@@ -84,6 +85,15 @@ pub enum OpenError {
         /// What it said.
         source: std::io::Error,
     },
+}
+
+/// What to do about a directory of another schema version.
+const fn other_schema(found: u32, expected: u32) -> &'static str {
+    if found > expected {
+        "a newer avouch wrote it, which this one cannot replace: start that version"
+    } else {
+        "an older avouch wrote it, and this one converts nothing: start that version, or begin with an empty directory"
+    }
 }
 
 /// A session to open, complete but for what the store decides.

@@ -90,6 +90,7 @@ fn options(dir: &std::path::Path, hash: HashParams) -> Result<Options, Failure> 
         request_timeout: Duration::from_secs(10),
         reflection: false,
         sweep_interval: Duration::from_secs(3600),
+        drain_delay: Duration::ZERO,
         drain_timeout: Duration::from_secs(1),
     })
 }

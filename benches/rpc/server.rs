@@ -88,6 +88,7 @@ fn options(dir: &Path) -> Result<Options, Failure> {
         request_timeout: Duration::from_secs(10),
         reflection: true,
         sweep_interval: Duration::from_secs(3600),
+        drain_delay: Duration::ZERO,
         drain_timeout: Duration::from_secs(1),
     })
 }

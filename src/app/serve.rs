@@ -195,6 +195,7 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         request_timeout: limits.request_timeout,
         reflection: config.server.reflection,
         sweep_interval: config.store.sweep_interval,
+        drain_delay: config.server.drain_delay,
         drain_timeout: config.server.drain_timeout,
     })
 }
@@ -279,14 +280,16 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
             .write(&data)
             .map_err(io(format!("cannot write {}", data.join(ADDRESSES).display())))?;
     }
-    let shutdown = bound.shutdown.clone();
+    let (shutdown, hurry) = (bound.shutdown.clone(), bound.hurry.clone());
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for (token, said) in [(shutdown, "draining"), (hurry, "a second signal: no more delay")] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("{said}");
+            token.cancel();
         }
-        tracing::info!("draining");
-        shutdown.cancel();
     });
     let counting = tokio::spawn(count_lost(Arc::clone(&audit), Arc::clone(&metrics)));
     let note = |name, at: Timestamp, reason: &str| {

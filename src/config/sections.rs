@@ -33,7 +33,11 @@ section! {
         plaintext_mesh: bool = false,
         /// Whether to serve gRPC reflection. True with --dev.
         reflection: bool = false,
-        /// How long calls may go on after a signal to stop, before they are cut.
+        /// How long everything is served as before after a signal to stop, while health and readiness
+        /// already say that the server goes: until load balancers have heard of it. 5s to 10s in
+        /// Kubernetes. A second signal ends it.
+        drain_delay: Duration = secs(0),
+        /// How long calls may go on after that, before they are cut.
         drain_timeout: Duration = secs(20),
     }
 }

@@ -57,14 +57,14 @@ impl Health {
         }
     }
 
-    /// Nothing is served any more: says so, and ends the streams, which would hold the connections
-    /// of a drain until its deadline.
-    pub async fn drain(&self) {
-        self.not_serving().await;
+    /// Ends the streams, which would hold the connections of a drain until its deadline. What was
+    /// said before, they say first.
+    pub fn end_streams(&self) {
         self.ending.send_replace(true);
     }
 
-    async fn not_serving(&self) {
+    /// Nothing is served any more, or not for long: says so, on streams that stay open.
+    pub async fn not_serving(&self) {
         for name in CALLS {
             self.set(name, false).await;
         }

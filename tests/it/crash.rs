@@ -200,7 +200,7 @@ fn moment(entropy: &SeededEntropy, limit: u16) -> Duration {
 }
 
 /// A directory for a server, and room beside it.
-fn home() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn home() -> (tempfile::TempDir, PathBuf) {
     let home = tempfile::tempdir().expect("a directory");
     let data = home.path().join("data");
     (home, data)

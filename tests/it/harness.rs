@@ -109,6 +109,7 @@ pub(crate) fn options(store: StoreOptions) -> Options {
         request_timeout: Duration::from_secs(10),
         reflection: true,
         sweep_interval: Duration::from_secs(3600),
+        drain_delay: Duration::ZERO,
         drain_timeout: Duration::from_secs(5),
     }
 }

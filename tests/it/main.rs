@@ -11,6 +11,7 @@ mod cli;
 mod client;
 mod crash;
 mod disk;
+mod drain;
 mod examples;
 mod feed;
 mod harness;

@@ -158,8 +158,13 @@ fn groups_past_the_mark_are_kept_and_the_mark_brought_up() {
 fn another_schema_is_refused_and_left_alone() {
     let (_outer, path) = fresh();
     grow(&path, 1);
-    let refused = SledEngine::open(&path, &SledSettings::new(2), LOG).map(|_| ());
-    assert!(matches!(refused, Err(OpenError::Schema { found: 1, expected: 2, .. })));
+    for (expected, advice) in [(2, "an older avouch wrote it"), (0, "a newer avouch wrote it")] {
+        let refused = SledEngine::open(&path, &SledSettings::new(expected), LOG).map(|_| ());
+        let Err(error) = refused else { panic!("schema 1 is opened as {expected}") };
+        assert!(matches!(error, OpenError::Schema { found: 1, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("has schema version 1") && text.contains(advice), "{text}");
+    }
     assert_eq!(open(&path).unwrap().head().revision, Revision(1));
 }
 
