@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -39,7 +39,7 @@ use crate::listen::listener::{DrainSummary, ListenError, Listener};
 use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::listen::tls::TlsSettings;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::password::{HashParams, Hasher, PasswordPolicy, Pepper, PoolSettings};
 use crate::pb;
 use crate::service::journal::Journal;
@@ -53,6 +53,7 @@ use crate::store::{OpenError, Store, StoreError};
 
 pub mod bootstrap;
 pub mod journal;
+mod scrape;
 pub mod serve;
 mod tasks;
 
@@ -230,11 +231,19 @@ impl KeyPublisher for PublishKeys {
 
 type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
 
-fn open_store(options: &StoreOptions, log_id: LogId) -> Result<OpenStore, OpenError> {
+fn open_store(
+    options: &StoreOptions,
+    log_id: LogId,
+    metrics: &Metrics,
+) -> Result<OpenStore, OpenError> {
     match options {
         StoreOptions::Memory => Ok((Arc::new(Ledger::new(MemoryEngine::new(log_id))), None)),
         StoreOptions::Sled { path, settings } => {
-            let settings = SledSettings { schema_version: SCHEMA_VERSION, ..settings.clone() };
+            let settings = SledSettings {
+                schema_version: SCHEMA_VERSION,
+                recorder: metrics.store_recorder(),
+                ..settings.clone()
+            };
             let engine = SledEngine::open(path, &settings, log_id)?;
             let failed = engine.failed();
             Ok((Arc::new(Ledger::new(engine)), Some(failed)))
@@ -261,7 +270,9 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         settings.issuer = format!("http://{address}").into();
     }
     let sealer = Arc::new(Sealer::from_file_contents(options.encryption_key.expose().as_bytes())?);
-    let (store, store_failed) = open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
+    let metrics = deps.metrics;
+    let log_id = LogId::from_bytes(entropy.bytes());
+    let (store, store_failed) = open_store(&options.store, log_id, &metrics)?;
     let clock =
         deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
     let keeper = KeyKeeper {
@@ -279,12 +290,13 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         Arc::new(BatchEncoder),
         options.feed,
     )?;
+    feed.measure(metrics.feed_recorder());
     let key_publisher = Arc::new(PublishKeys(Arc::clone(&feed), Arc::clone(&store)));
     key_publisher.publish(&stored.keys);
     let entropy_of_hashes = Arc::clone(&entropy);
     let hasher = Hasher::with_pepper(options.hash, options.pepper, options.pool, entropy_of_hashes)
         .map_err(|error| BuildError::Hasher(error.to_string()))?;
-    let metrics = deps.metrics;
+    hasher.measure(metrics.hash_recorder());
     let service = Arc::new(Service::new(Parts {
         store,
         clock,
@@ -325,13 +337,14 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         };
         (listener, public::router(source, &metadata))
     });
-    let told = Arc::new(Mutex::new(journal::Told::default()));
+    let mut listeners = vec![(metrics::Listener::Grpc, grpc.stats())];
+    if let Some((listener, _)) = &public {
+        listeners.push((metrics::Listener::Public, listener.stats()));
+    }
     let ops = ops.map(|listener| {
         let (service, metrics) = (Arc::clone(&service), Arc::clone(&metrics));
-        let before_scrape = move || {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            journal::report(&service, &metrics, &mut told);
-        };
+        listeners.push((metrics::Listener::Ops, listener.stats()));
+        let before_scrape = move || scrape::report(&service, &listeners, &metrics);
         (listener, ops::router(deps.registry, readiness.clone(), before_scrape))
     });
     drop(serving);
@@ -423,7 +436,11 @@ impl Bound {
     pub async fn serve(self) -> Ended {
         let Self { service, shutdown, health, readiness, drain_timeout, .. } = self;
         let mut background = JoinSet::new();
-        background.spawn(tasks::sweep(Arc::clone(&service), self.sweep_interval));
+        background.spawn(tasks::sweep(
+            Arc::clone(&service),
+            Arc::clone(&self.metrics),
+            self.sweep_interval,
+        ));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
         background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
 

@@ -75,6 +75,7 @@ where
         let id = format!("{:08x}-{:x}", ids.process, ids.next.fetch_add(1, Ordering::Relaxed));
         let method = Method::from_path(request.uri().path());
         request.extensions_mut().insert(RequestId(id.as_str().into()));
+        self.observe.metrics.rpc_began(method);
         let call = Call {
             metrics: Arc::clone(&self.observe.metrics),
             method,

@@ -19,6 +19,7 @@ mod keys;
 mod layer;
 mod layering;
 mod listen;
+mod metrics;
 mod mtls;
 mod process;
 mod race;
