@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry_sdk::trace::SdkTracer;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -139,6 +140,8 @@ pub struct Deps {
     pub registry: Arc<Registry>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// Where the spans of calls begin; none for no traces.
+    pub tracer: Option<SdkTracer>,
     /// More gRPC services on the same stack; the benchmark adds the one that does nothing.
     pub more: Option<fn(Routes) -> Routes>,
 }
@@ -149,7 +152,15 @@ impl Deps {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let registry = Arc::new(registry);
-        Self { clock: None, entropy: Arc::new(OsEntropy), journal, registry, metrics, more: None }
+        Self {
+            clock: None,
+            entropy: Arc::new(OsEntropy),
+            journal,
+            registry,
+            metrics,
+            tracer: None,
+            more: None,
+        }
     }
 }
 
@@ -201,6 +212,7 @@ pub struct Bound {
     health: Health,
     readiness: Readiness,
     metrics: Arc<Metrics>,
+    tracer: Option<SdkTracer>,
     store_failed: Option<watch::Receiver<Option<String>>>,
     request_timeout: Duration,
     sweep_interval: Duration,
@@ -361,6 +373,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         health,
         readiness,
         metrics,
+        tracer: deps.tracer,
         store_failed,
         request_timeout: options.request_timeout,
         sweep_interval: options.sweep_interval,
@@ -454,7 +467,8 @@ impl Bound {
         let stats = self.grpc.stats();
         let routes = Deadline::new(self.request_timeout).layer(self.grpc_routes);
         let stack = CatchPanic::new(stats).layer(routes);
-        let stack = Observe::new(self.metrics, self.process).layer(stack);
+        let observe = Observe::new(self.metrics, self.process).tracing(self.tracer);
+        let stack = observe.layer(stack);
         let grpc = tokio::spawn(self.grpc.serve(stack, stop_grpc.clone(), drain_timeout));
         health.serving().await;
 

@@ -111,6 +111,11 @@ impl Code {
         let index = usize::try_from(number).ok();
         index.and_then(|index| Self::ALL.get(index).copied()).unwrap_or(Self::Unknown)
     }
+
+    /// Its number.
+    pub const fn number(self) -> i64 {
+        self as i64
+    }
 }
 
 label! {

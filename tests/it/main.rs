@@ -30,5 +30,6 @@ mod sessions;
 mod story;
 mod support;
 mod tokens;
+mod traces;
 mod verifier;
 mod watch;
