@@ -15,6 +15,7 @@ mod serve;
 mod session;
 mod table;
 mod token;
+mod top;
 mod user;
 mod view;
 mod watch;
@@ -57,6 +58,7 @@ enum Command {
     Introspect(token::Introspect),
     Revoke(token::Revoke),
     Watch(watch::Watch),
+    Top(top::Top),
     #[command(subcommand)]
     Session(session::Session),
     #[command(subcommand)]
@@ -111,6 +113,7 @@ pub async fn run(
         Command::Introspect(command) => command.run(global, &mut out).await,
         Command::Revoke(command) => command.run(global, &mut out).await,
         Command::Watch(command) => command.run(global, &mut out).await,
+        Command::Top(command) => command.run(global, &mut out).await,
         Command::Session(command) => command.run(global, &mut out).await,
         Command::User(command) => command.run(global, &mut out).await,
         Command::Client(command) => command.run(global, &mut out).await,

@@ -63,6 +63,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("prometheus_client", &["metrics", "http", "app"]),
     ("prost", &["pb", "grpc", "client", "cli"]),
     ("prost_types", &["pb", "grpc", "client", "cli"]),
+    ("ratatui", &["cli/top"]),
     ("rpassword", &["cli"]),
     ("rustix", &["metrics/process", "password/pool", "store/sled"]),
     ("rustls", &["listen"]),

@@ -30,6 +30,7 @@ mod sessions;
 mod story;
 mod support;
 mod tokens;
+mod top;
 mod traces;
 mod verifier;
 mod watch;
