@@ -3,9 +3,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry_sdk::trace::SdkTracer;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -40,7 +41,7 @@ use crate::listen::listener::{DrainSummary, ListenError, Listener};
 use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::listen::tls::TlsSettings;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::password::{HashParams, Hasher, PasswordPolicy, Pepper, PoolSettings};
 use crate::pb;
 use crate::service::journal::Journal;
@@ -54,6 +55,7 @@ use crate::store::{OpenError, Store, StoreError};
 
 pub mod bootstrap;
 pub mod journal;
+mod scrape;
 pub mod serve;
 pub mod sidecar;
 mod tasks;
@@ -143,6 +145,8 @@ pub struct Deps {
     pub registry: Arc<Registry>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// Where the spans of calls begin; none for no traces.
+    pub tracer: Option<SdkTracer>,
     /// More gRPC services on the same stack; the benchmark adds the one that does nothing.
     pub more: Option<fn(Routes) -> Routes>,
 }
@@ -153,7 +157,15 @@ impl Deps {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let registry = Arc::new(registry);
-        Self { clock: None, entropy: Arc::new(OsEntropy), journal, registry, metrics, more: None }
+        Self {
+            clock: None,
+            entropy: Arc::new(OsEntropy),
+            journal,
+            registry,
+            metrics,
+            tracer: None,
+            more: None,
+        }
     }
 }
 
@@ -207,6 +219,7 @@ pub struct Bound {
     health: Health,
     readiness: Readiness,
     metrics: Arc<Metrics>,
+    tracer: Option<SdkTracer>,
     store_failed: Option<watch::Receiver<Option<String>>>,
     request_timeout: Duration,
     sweep_interval: Duration,
@@ -238,11 +251,19 @@ impl KeyPublisher for PublishKeys {
 
 type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
 
-fn open_store(options: &StoreOptions, log_id: LogId) -> Result<OpenStore, OpenError> {
+fn open_store(
+    options: &StoreOptions,
+    log_id: LogId,
+    metrics: &Metrics,
+) -> Result<OpenStore, OpenError> {
     match options {
         StoreOptions::Memory => Ok((Arc::new(Ledger::new(MemoryEngine::new(log_id))), None)),
         StoreOptions::Sled { path, settings } => {
-            let settings = SledSettings { schema_version: SCHEMA_VERSION, ..settings.clone() };
+            let settings = SledSettings {
+                schema_version: SCHEMA_VERSION,
+                recorder: metrics.store_recorder(),
+                ..settings.clone()
+            };
             let engine = SledEngine::open(path, &settings, log_id)?;
             let failed = engine.failed();
             Ok((Arc::new(Ledger::new(engine)), Some(failed)))
@@ -269,7 +290,9 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         settings.issuer = format!("http://{address}").into();
     }
     let sealer = Arc::new(Sealer::from_file_contents(options.encryption_key.expose().as_bytes())?);
-    let (store, store_failed) = open_store(&options.store, LogId::from_bytes(entropy.bytes()))?;
+    let metrics = deps.metrics;
+    let log_id = LogId::from_bytes(entropy.bytes());
+    let (store, store_failed) = open_store(&options.store, log_id, &metrics)?;
     let clock =
         deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
     let keeper = KeyKeeper {
@@ -287,12 +310,13 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         Arc::new(BatchEncoder),
         options.feed,
     )?;
+    feed.measure(metrics.feed_recorder());
     let key_publisher = Arc::new(PublishKeys(Arc::clone(&feed), Arc::clone(&store)));
     key_publisher.publish(&stored.keys);
     let entropy_of_hashes = Arc::clone(&entropy);
     let hasher = Hasher::with_pepper(options.hash, options.pepper, options.pool, entropy_of_hashes)
         .map_err(|error| BuildError::Hasher(error.to_string()))?;
-    let metrics = deps.metrics;
+    hasher.measure(metrics.hash_recorder());
     let service = Arc::new(Service::new(Parts {
         store,
         clock,
@@ -333,13 +357,14 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         };
         (listener, public::router(source, &metadata))
     });
-    let told = Arc::new(Mutex::new(journal::Told::default()));
+    let mut listeners = vec![(metrics::Listener::Grpc, grpc.stats())];
+    if let Some((listener, _)) = &public {
+        listeners.push((metrics::Listener::Public, listener.stats()));
+    }
     let ops = ops.map(|listener| {
         let (service, metrics) = (Arc::clone(&service), Arc::clone(&metrics));
-        let before_scrape = move || {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            journal::report(&service, &metrics, &mut told);
-        };
+        listeners.push((metrics::Listener::Ops, listener.stats()));
+        let before_scrape = move || scrape::report(&service, &listeners, &metrics);
         (listener, ops::router(deps.registry, readiness.clone(), before_scrape))
     });
     drop(serving);
@@ -357,6 +382,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         health,
         readiness,
         metrics,
+        tracer: deps.tracer,
         store_failed,
         request_timeout: options.request_timeout,
         sweep_interval: options.sweep_interval,
@@ -433,7 +459,11 @@ impl Bound {
     pub async fn serve(self) -> Ended {
         let Self { service, shutdown, hurry, health, readiness, drain_timeout, .. } = self;
         let mut background = JoinSet::new();
-        background.spawn(tasks::sweep(Arc::clone(&service), self.sweep_interval));
+        background.spawn(tasks::sweep(
+            Arc::clone(&service),
+            Arc::clone(&self.metrics),
+            self.sweep_interval,
+        ));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
         background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
 
@@ -447,7 +477,8 @@ impl Bound {
         let stats = self.grpc.stats();
         let routes = Deadline::new(self.request_timeout).layer(self.grpc_routes);
         let stack = CatchPanic::new(stats).layer(routes);
-        let stack = Observe::new(self.metrics, self.process).layer(stack);
+        let observe = Observe::new(self.metrics, self.process).tracing(self.tracer);
+        let stack = observe.layer(stack);
         let grpc = tokio::spawn(self.grpc.serve(stack, stop_grpc.clone(), drain_timeout));
         health.serving().await;
 

@@ -16,6 +16,7 @@ mod session;
 mod sidecar;
 mod table;
 mod token;
+mod top;
 mod user;
 mod view;
 mod watch;
@@ -61,6 +62,7 @@ enum Command {
     Revoke(token::Revoke),
     Watch(watch::Watch),
     Sidecar(sidecar::Sidecar),
+    Top(top::Top),
     #[command(subcommand)]
     Session(session::Session),
     #[command(subcommand)]
@@ -117,6 +119,7 @@ pub async fn run(
         Command::Revoke(command) => command.run(global, &mut out).await,
         Command::Watch(command) => command.run(global, &mut out).await,
         Command::Sidecar(command) => command.run(global, &mut out, sidecar).await,
+        Command::Top(command) => command.run(global, &mut out).await,
         Command::Session(command) => command.run(global, &mut out).await,
         Command::User(command) => command.run(global, &mut out).await,
         Command::Client(command) => command.run(global, &mut out).await,

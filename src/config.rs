@@ -29,7 +29,8 @@ pub use secret_file::{SecretFileError, read_secret_file};
 
 use section::{KeyDoc, KeyFault};
 use sections::{
-    Audit, Issuer, Keys, Limits, Log, Password, Server, Sessions, Store, Throttle, Tls, Tokens,
+    Audit, Issuer, Keys, Limits, Log, Password, Server, Sessions, Store, Telemetry, Throttle, Tls,
+    Tokens,
 };
 
 macro_rules! config {
@@ -85,6 +86,8 @@ config! {
     limits: Limits,
     /// Diagnostics.
     log: Log,
+    /// Traces.
+    telemetry: Telemetry,
     /// Security events.
     audit: Audit,
 }

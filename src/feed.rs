@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use crate::domain::entropy::Entropy;
 use crate::domain::event::{Entry, Event, Revocation, Target};
 use crate::domain::ids::{Cursor, LogId, Revision};
 use crate::domain::view::{Marks, RevokedBy, View};
+use crate::metrics::{FeedRecorder, Level};
 use crate::store::{EntryObserver, Store, StoreError};
 
 pub mod filter;
@@ -74,6 +75,7 @@ struct Shared {
     next_watch: AtomicU64,
     cut: AtomicU64,
     reread: AtomicU64,
+    recorder: OnceLock<FeedRecorder>,
 }
 
 impl Shared {
@@ -121,6 +123,9 @@ impl Shared {
     /// Takes in what became durable. Everything that waits for it is quick: the view, the ring, and
     /// one wake-up, however many watch.
     fn publish(&self, entries: &[Entry], head: Revision) {
+        if let Some(recorder) = self.recorder.get() {
+            entries.iter().filter_map(level).for_each(|level| recorder.revoked(level));
+        }
         let now = self.clock.now();
         {
             let mut ring = self.ring();
@@ -184,6 +189,7 @@ impl Feed {
             next_watch: AtomicU64::new(u64::from_be_bytes(entropy.bytes())),
             cut: AtomicU64::new(0),
             reread: AtomicU64::new(0),
+            recorder: OnceLock::new(),
             store,
             clock,
             entropy,
@@ -215,6 +221,11 @@ impl Feed {
         shared.head.send_modify(|known| *known = head.max(*known));
         let tasks = tasks::spawn(&shared);
         Ok(Arc::new(Self { shared, tasks }))
+    }
+
+    /// Records in `recorder` from now on; a second one is ignored.
+    pub fn measure(&self, recorder: FeedRecorder) {
+        _ = self.shared.recorder.set(recorder);
     }
 
     /// What revokes a token with these marks, if anything does.
@@ -281,7 +292,14 @@ impl Feed {
 
     /// Waits until every watcher has applied everything up to `through`, at most for `limit`.
     pub async fn wait_for_acks(&self, through: Revision, limit: Duration) -> Acked {
-        self.expect_acks(through).wait(limit).await
+        let began = Instant::now();
+        let acked = self.expect_acks(through).wait(limit).await;
+        if let Some(recorder) = self.shared.recorder.get()
+            && acked.connected > 0
+        {
+            recorder.waited(acked.complete, began.elapsed());
+        }
+        acked
     }
 
     /// Keeps the streams of those whose credentials are about to be revoked until it is dropped, so that
@@ -387,6 +405,19 @@ impl Drop for Hold {
         self.0.registry.release();
         self.0.wake();
     }
+}
+
+/// How much an entry takes back, if it takes back anything.
+fn level(entry: &Entry) -> Option<Level> {
+    let Event::Revocation(revocation) = &entry.event else { return None };
+    Some(match revocation.target {
+        Target::Token { .. } => Level::Token,
+        Target::Session { .. } => Level::Session,
+        Target::Subject { .. } => Level::Subject,
+        Target::Client { .. } => Level::Client,
+        Target::Everything { .. } => Level::Everything,
+        Target::Key { .. } => Level::Key,
+    })
 }
 
 /// A span between the two, at random.

@@ -9,4 +9,5 @@ pub mod identity;
 pub mod observe;
 pub mod session;
 pub mod status;
+mod trace;
 pub mod watch;

@@ -2,11 +2,17 @@
 //! number of series is bounded whatever callers send. Knows nothing else of ours.
 
 mod labels;
+mod process;
+mod recorder;
 pub mod sidecar;
 
-pub use labels::{Code, HashOutcome, KeyState, Level, Method, ReuseCause, Rotation, Verdict};
+pub use labels::{
+    Code, HashOutcome, KeyState, Level, Listener, Method, Outcome, Refusal, ReuseCause, Rotation,
+    Swept, Verdict,
+};
+pub use recorder::{FeedRecorder, HashRecorder, StoreRecorder};
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -17,109 +23,267 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use labels::{
-    CauseLabels, KeyStateLabels, LevelLabels, MethodLabels, OutcomeLabels, RotationLabels,
-    RpcLabels, VerdictLabels,
+    CauseLabels, KeyStateLabels, LevelLabels, ListenerLabels, MethodLabels, OutcomeLabels,
+    RefusalLabels, ResultLabels, RotationLabels, RpcLabels, SweptLabels, VerdictLabels,
 };
+use process::Process;
 
 type Count = Counter<u64, AtomicU64>;
 type Level64 = Gauge<i64, AtomicI64>;
+type Seconds = Gauge<f64, AtomicU64>;
 
 /// Seconds: from a signature check to a call that waits for a hash in a storm.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
+/// State changes: from a change alone to the largest group.
+const GROUP_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
 fn latency() -> Histogram {
     Histogram::new(LATENCY_BUCKETS)
+}
+
+/// Sets a counter to what its owner has counted. Never back: two scrapes may overtake each other.
+fn raise(counter: &Count, total: u64) {
+    counter.inner().fetch_max(total, Ordering::Relaxed);
 }
 
 /// Every recorder. Clones share the counts.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<RpcLabels, Count>,
-    latency: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    latency: Family<RpcLabels, Histogram, fn() -> Histogram>,
+    in_flight: Family<MethodLabels, Level64>,
     hashes: Family<OutcomeLabels, Count>,
     hashes_queued: Level64,
     hashes_running: Level64,
+    hash: HashRecorder,
     store_commits: Count,
     store_groups: Count,
-    store_sync: Histogram,
     store_disk: Level64,
+    store_free: Level64,
+    store_low: Level64,
     store_queued: Level64,
+    store: StoreRecorder,
     sessions_opened: Count,
     rotations: Family<RotationLabels, Count>,
     reuses: Family<CauseLabels, Count>,
-    revocations: Family<LevelLabels, Count>,
+    revocations_live: Level64,
     watchers: Level64,
+    watcher_lag: Level64,
+    watchers_cut: Count,
+    watcher_reads: Count,
+    feed_revision: Level64,
+    feed_as_of: Seconds,
+    feed_ring_entries: Level64,
+    feed_ring_bytes: Level64,
+    feed: FeedRecorder,
     introspections: Family<VerdictLabels, Count>,
     keys: Family<KeyStateLabels, Level64>,
-    audit_dropped: Level64,
+    sweeps: Family<ResultLabels, Count>,
+    swept: Family<SweptLabels, Count>,
+    sweep_duration: Histogram,
+    audit_dropped: Count,
     panics: Count,
+    connections: Family<ListenerLabels, Level64>,
+    accepted: Family<ListenerLabels, Count>,
+    refused: Family<RefusalLabels, Count>,
+    certificate_end: Family<ListenerLabels, Seconds>,
+    process: Process,
+}
+
+/// What a listener has counted.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenerCounts {
+    /// Connections open now.
+    pub active: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections refused or closed, by why.
+    pub refused: [(Refusal, u64); Refusal::ALL.len()],
+    /// When its certificate ends, in seconds since the epoch.
+    pub certificate_end: Option<u64>,
+}
+
+/// What the feed shows now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FeedLevels {
+    /// How many watch.
+    pub watchers: usize,
+    /// How many revisions the last of them is behind.
+    pub lag: u64,
+    /// Streams that were cut because they took nothing.
+    pub cut: u64,
+    /// Times that a stream was behind the ring and read the store.
+    pub reread: u64,
+    /// Revocations that are live.
+    pub live: usize,
+    /// The newest revision.
+    pub revision: u64,
+    /// How far this replica can vouch, in seconds since the epoch.
+    pub as_of: f64,
+    /// Entries in the ring.
+    pub ring_entries: usize,
+    /// About how many bytes the ring takes.
+    pub ring_bytes: usize,
+}
+
+/// What the store shows now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StoreLevels {
+    /// State changes made durable.
+    pub commits: u64,
+    /// Groups they were made durable in.
+    pub groups: u64,
+    /// State changes that wait.
+    pub queued: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// Bytes free on its disk.
+    pub free_bytes: u64,
+    /// Whether it refuses writes because space is low.
+    pub low_space: bool,
 }
 
 impl Metrics {
-    /// Registers every recorder under `avouch_`. What has a known set of labels starts at zero, so
-    /// that a rate sees the first event.
+    /// Registers every recorder under `avouch_`, and what is known of the process under `process_`.
+    /// What has a known set of labels starts at zero, so that a rate sees the first event.
     pub fn register(registry: &mut Registry) -> Self {
+        let process = Process::register(registry);
         let registry = registry.sub_registry_with_prefix("avouch");
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The program", build);
         let metrics = Self {
             requests: Family::default(),
             latency: Family::new_with_constructor(latency as fn() -> Histogram),
+            in_flight: Family::default(),
             hashes: Family::default(),
             hashes_queued: Gauge::default(),
             hashes_running: Gauge::default(),
+            hash: HashRecorder::default(),
             store_commits: Counter::default(),
             store_groups: Counter::default(),
-            store_sync: latency(),
             store_disk: Gauge::default(),
+            store_free: Gauge::default(),
+            store_low: Gauge::default(),
             store_queued: Gauge::default(),
+            store: StoreRecorder::default(),
             sessions_opened: Counter::default(),
             rotations: Family::default(),
             reuses: Family::default(),
-            revocations: Family::default(),
+            revocations_live: Gauge::default(),
             watchers: Gauge::default(),
+            watcher_lag: Gauge::default(),
+            watchers_cut: Counter::default(),
+            watcher_reads: Counter::default(),
+            feed_revision: Gauge::default(),
+            feed_as_of: Gauge::default(),
+            feed_ring_entries: Gauge::default(),
+            feed_ring_bytes: Gauge::default(),
+            feed: FeedRecorder::default(),
             introspections: Family::default(),
             keys: Family::default(),
-            audit_dropped: Gauge::default(),
+            sweeps: Family::default(),
+            swept: Family::default(),
+            sweep_duration: latency(),
+            audit_dropped: Counter::default(),
             panics: Counter::default(),
+            connections: Family::default(),
+            accepted: Family::default(),
+            refused: Family::default(),
+            certificate_end: Family::default(),
+            process,
         };
-        metrics.register_each(registry);
+        metrics.register_calls(registry);
+        metrics.register_store(registry);
+        metrics.register_tokens(registry);
+        metrics.register_watch(registry);
+        metrics.register_connections(registry);
         metrics.start_at_zero();
         metrics
     }
 
-    fn register_each(&self, r: &mut Registry) {
+    fn register_calls(&self, r: &mut Registry) {
         r.register("rpc_requests", "Calls that ended, by method and code", self.requests.clone());
         r.register_with_unit(
             "rpc_latency",
-            "Time of a call until the head of its answer",
+            "Time of a call until the head of its answer, by method and code",
             Unit::Seconds,
             self.latency.clone(),
         );
+        r.register(
+            "rpc_in_flight",
+            "Calls that are going on, streams included, by method",
+            self.in_flight.clone(),
+        );
+        r.register("panics", "Calls that ended in a panic", self.panics.clone());
         r.register("password_hashes", "Passwords hashed or turned away", self.hashes.clone());
         r.register("password_hashes_queued", "Hashes that wait", self.hashes_queued.clone());
         r.register("password_hashes_running", "Hashes that run", self.hashes_running.clone());
+        r.register_with_unit(
+            "password_hash_wait",
+            "Time that a password waited to be hashed",
+            Unit::Seconds,
+            self.hash.wait.clone(),
+        );
+        r.register_with_unit(
+            "password_hash_run",
+            "Time that hashing a password took",
+            Unit::Seconds,
+            self.hash.run.clone(),
+        );
+    }
+
+    fn register_store(&self, r: &mut Registry) {
         r.register("store_commits", "State changes made durable", self.store_commits.clone());
         r.register(
             "store_groups",
             "Flushes, each for a group of changes",
             self.store_groups.clone(),
         );
+        r.register("store_group_changes", "State changes in one group", self.store.changes.clone());
+        r.register_with_unit(
+            "store_commit",
+            "Time of a state change from being asked for until it is durable",
+            Unit::Seconds,
+            self.store.commit.clone(),
+        );
         r.register_with_unit(
             "store_sync",
-            "Time of one flush to the disk",
+            "Time of writing and syncing one group",
             Unit::Seconds,
-            self.store_sync.clone(),
+            self.store.sync.clone(),
         );
+        r.register("store_queued", "State changes that wait", self.store_queued.clone());
         r.register_with_unit(
             "store_disk",
             "Size of the store",
             Unit::Bytes,
             self.store_disk.clone(),
         );
-        r.register("store_queued", "State changes that wait", self.store_queued.clone());
+        r.register_with_unit(
+            "store_free",
+            "Room left on the disk of the store",
+            Unit::Bytes,
+            self.store_free.clone(),
+        );
+        r.register(
+            "store_low_space",
+            "1 while writes are refused because space is low",
+            self.store_low.clone(),
+        );
+        r.register("sweeps", "Sweeps of what is over, by result", self.sweeps.clone());
+        r.register("swept_records", "Records that sweeps removed, by kind", self.swept.clone());
+        r.register_with_unit(
+            "sweep_duration",
+            "Time of one sweep",
+            Unit::Seconds,
+            self.sweep_duration.clone(),
+        );
+    }
+
+    fn register_tokens(&self, r: &mut Registry) {
         r.register("sessions_opened", "Logins that opened a session", self.sessions_opened.clone());
         r.register("refreshes", "Refresh tokens accepted, by how", self.rotations.clone());
         r.register(
@@ -127,18 +291,93 @@ impl Metrics {
             "Spent refresh tokens presented, by cause",
             self.reuses.clone(),
         );
-        r.register("revocations", "Revocations, by level", self.revocations.clone());
-        r.register("watchers", "Streams of revocations open now", self.watchers.clone());
         r.register("introspections", "Introspections, by verdict", self.introspections.clone());
         r.register("signing_keys", "Signing keys, by state", self.keys.clone());
         r.register("audit_dropped_events", "Audit events lost", self.audit_dropped.clone());
-        r.register("panics", "Calls that ended in a panic", self.panics.clone());
+    }
+
+    fn register_watch(&self, r: &mut Registry) {
+        r.register("revocations", "Revocations, by level", self.feed.revocations.clone());
+        r.register(
+            "revocations_live",
+            "Revocations held because a token that they concern may be alive",
+            self.revocations_live.clone(),
+        );
+        r.register_with_unit(
+            "revocation_propagation",
+            "Time from a revocation being durable until a watcher's stream had it, per watcher",
+            Unit::Seconds,
+            self.feed.propagation.clone(),
+        );
+        r.register_with_unit(
+            "revocation_ack",
+            "Time that a Revoke waited until every watcher had applied it",
+            Unit::Seconds,
+            self.feed.ack.clone(),
+        );
+        r.register(
+            "revocation_ack_timeouts",
+            "Waits that ended before every watcher had applied the revocation",
+            self.feed.ack_timeouts.clone(),
+        );
+        r.register("watchers", "Streams of revocations open now", self.watchers.clone());
+        r.register(
+            "watcher_lag_revisions",
+            "Revisions that the watcher furthest behind is behind",
+            self.watcher_lag.clone(),
+        );
+        r.register("watcher_frames", "Frames that streams took", self.feed.frames.clone());
+        r.register(
+            "watchers_cut",
+            "Streams ended because they took nothing",
+            self.watchers_cut.clone(),
+        );
+        r.register(
+            "watcher_store_reads",
+            "Times that a stream was behind the ring and read the store",
+            self.watcher_reads.clone(),
+        );
+        r.register("feed_revision", "The newest revision", self.feed_revision.clone());
+        r.register_with_unit(
+            "feed_as_of_timestamp",
+            "Until when this server vouches that its streams show every revocation",
+            Unit::Seconds,
+            self.feed_as_of.clone(),
+        );
+        r.register("feed_ring_entries", "Events in the ring", self.feed_ring_entries.clone());
+        r.register_with_unit(
+            "feed_ring",
+            "Memory of the ring, about",
+            Unit::Bytes,
+            self.feed_ring_bytes.clone(),
+        );
+    }
+
+    fn register_connections(&self, r: &mut Registry) {
+        r.register("connections", "Connections open now, by listener", self.connections.clone());
+        r.register(
+            "connections_accepted",
+            "Connections accepted, by listener",
+            self.accepted.clone(),
+        );
+        r.register(
+            "connections_refused",
+            "Connections refused, or closed for what the peer did, by listener and reason",
+            self.refused.clone(),
+        );
+        r.register_with_unit(
+            "tls_certificate_not_after_timestamp",
+            "When the certificate of a listener ends; 0 without one",
+            Unit::Seconds,
+            self.certificate_end.clone(),
+        );
     }
 
     fn start_at_zero(&self) {
         for method in Method::ALL {
             drop(self.requests.get_or_create(&RpcLabels { method, code: Code::Ok }));
-            drop(self.latency.get_or_create(&MethodLabels { method }));
+            drop(self.latency.get_or_create(&RpcLabels { method, code: Code::Ok }));
+            drop(self.in_flight.get_or_create(&MethodLabels { method }));
         }
         for outcome in HashOutcome::ALL {
             drop(self.hashes.get_or_create(&OutcomeLabels { outcome }));
@@ -150,7 +389,7 @@ impl Metrics {
             drop(self.reuses.get_or_create(&CauseLabels { cause }));
         }
         for level in Level::ALL {
-            drop(self.revocations.get_or_create(&LevelLabels { level }));
+            drop(self.feed.revocations.get_or_create(&LevelLabels { level }));
         }
         for verdict in Verdict::ALL {
             drop(self.introspections.get_or_create(&VerdictLabels { verdict }));
@@ -158,17 +397,45 @@ impl Metrics {
         for state in KeyState::ALL {
             drop(self.keys.get_or_create(&KeyStateLabels { state }));
         }
+        for result in Outcome::ALL {
+            drop(self.sweeps.get_or_create(&ResultLabels { result }));
+        }
+        for kind in Swept::ALL {
+            drop(self.swept.get_or_create(&SweptLabels { kind }));
+        }
     }
 
-    /// A call ended with `code`, its head sent after `latency`.
+    /// What the hashing threads record in.
+    pub fn hash_recorder(&self) -> HashRecorder {
+        self.hash.clone()
+    }
+
+    /// What the store records in.
+    pub fn store_recorder(&self) -> StoreRecorder {
+        self.store.clone()
+    }
+
+    /// What the feed records in.
+    pub fn feed_recorder(&self) -> FeedRecorder {
+        self.feed.clone()
+    }
+
+    /// A call began.
+    pub fn rpc_began(&self, method: Method) {
+        self.in_flight.get_or_create(&MethodLabels { method }).inc();
+    }
+
+    /// A call that began ended with `code`, its head sent after `latency`.
     pub fn rpc(&self, method: Method, code: Code, latency: Duration) {
-        self.requests.get_or_create(&RpcLabels { method, code }).inc();
-        self.latency.get_or_create(&MethodLabels { method }).observe(latency.as_secs_f64());
+        let labels = RpcLabels { method, code };
+        self.requests.get_or_create(&labels).inc();
+        self.latency.get_or_create(&labels).observe(latency.as_secs_f64());
+        self.in_flight.get_or_create(&MethodLabels { method }).dec();
     }
 
-    /// `count` more passwords were hashed or turned away.
-    pub fn hashes(&self, outcome: HashOutcome, count: u64) {
-        self.hashes.get_or_create(&OutcomeLabels { outcome }).inc_by(count);
+    /// So many passwords had this outcome so far.
+    pub fn hashes(&self, outcome: HashOutcome, total: u64) {
+        raise(&self.hashes.get_or_create(&OutcomeLabels { outcome }), total);
     }
 
     /// How many hashes wait and run now.
@@ -177,17 +444,14 @@ impl Metrics {
         self.hashes_running.set(as_gauge(running as u64));
     }
 
-    /// A group of `commits` changes was made durable by one flush that took `sync`.
-    pub fn store_group(&self, commits: u64, sync: Duration) {
-        self.store_commits.inc_by(commits);
-        self.store_groups.inc();
-        self.store_sync.observe(sync.as_secs_f64());
-    }
-
-    /// How large the store is and how many changes wait now.
-    pub fn store(&self, disk_bytes: u64, queued: u64) {
-        self.store_disk.set(as_gauge(disk_bytes));
-        self.store_queued.set(as_gauge(queued));
+    /// What the store shows now.
+    pub fn store(&self, levels: StoreLevels) {
+        raise(&self.store_commits, levels.commits);
+        raise(&self.store_groups, levels.groups);
+        self.store_queued.set(as_gauge(levels.queued));
+        self.store_disk.set(as_gauge(levels.disk_bytes));
+        self.store_free.set(as_gauge(levels.free_bytes));
+        self.store_low.set(i64::from(levels.low_space));
     }
 
     /// A login opened a session.
@@ -205,14 +469,17 @@ impl Metrics {
         self.reuses.get_or_create(&CauseLabels { cause }).inc();
     }
 
-    /// Something was revoked.
-    pub fn revoked(&self, level: Level) {
-        self.revocations.get_or_create(&LevelLabels { level }).inc();
-    }
-
-    /// How many watchers there are now.
-    pub fn watchers(&self, count: usize) {
-        self.watchers.set(as_gauge(count as u64));
+    /// What the feed shows now.
+    pub fn feed(&self, levels: FeedLevels) {
+        self.watchers.set(as_gauge(levels.watchers as u64));
+        self.watcher_lag.set(as_gauge(levels.lag));
+        raise(&self.watchers_cut, levels.cut);
+        raise(&self.watcher_reads, levels.reread);
+        self.revocations_live.set(as_gauge(levels.live as u64));
+        self.feed_revision.set(as_gauge(levels.revision));
+        self.feed_as_of.set(levels.as_of);
+        self.feed_ring_entries.set(as_gauge(levels.ring_entries as u64));
+        self.feed_ring_bytes.set(as_gauge(levels.ring_bytes as u64));
     }
 
     /// A token was asked about.
@@ -225,19 +492,52 @@ impl Metrics {
         self.keys.get_or_create(&KeyStateLabels { state }).set(as_gauge(count as u64));
     }
 
-    /// How many audit events are lost so far.
-    pub fn audit_dropped(&self, count: u64) {
-        self.audit_dropped.set(as_gauge(count));
+    /// A sweep ended after `took`.
+    pub fn sweep_ended(&self, result: Outcome, took: Duration) {
+        self.sweeps.get_or_create(&ResultLabels { result }).inc();
+        self.sweep_duration.observe(took.as_secs_f64());
     }
 
-    /// A call ended in a panic.
-    pub fn panicked(&self) {
-        self.panics.inc();
+    /// A sweep removed records.
+    pub fn swept(&self, kind: Swept, count: u32) {
+        self.swept.get_or_create(&SweptLabels { kind }).inc_by(u64::from(count));
+    }
+
+    /// How many audit events are lost so far.
+    pub fn audit_dropped(&self, total: u64) {
+        raise(&self.audit_dropped, total);
+    }
+
+    /// How many calls ended in a panic so far.
+    pub fn panics(&self, total: u64) {
+        raise(&self.panics, total);
+    }
+
+    /// What a listener has counted.
+    pub fn listener(&self, listener: Listener, counts: &ListenerCounts) {
+        let labels = ListenerLabels { listener };
+        self.connections.get_or_create(&labels).set(as_gauge(counts.active));
+        raise(&self.accepted.get_or_create(&labels), counts.accepted);
+        for (reason, total) in counts.refused {
+            raise(&self.refused.get_or_create(&RefusalLabels { listener, reason }), total);
+        }
+        let end = counts.certificate_end.unwrap_or_default();
+        self.certificate_end.get_or_create(&labels).set(as_float(end));
+    }
+
+    /// Reads what the system knows of this process.
+    pub fn process(&self) {
+        self.process.read();
     }
 }
 
 fn as_gauge(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, beyond every number here")]
+const fn as_float(number: u64) -> f64 {
+    number as f64
 }
 
 #[cfg(test)]
@@ -248,6 +548,8 @@ mod tests {
     fn shows_what_was_recorded_and_starts_at_zero() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        metrics.rpc_began(Method::Refresh);
+        metrics.rpc_began(Method::Refresh);
         metrics.rpc(
             Method::from_path("/avouch.v1.IdentityService/Refresh"),
             Code::Ok,
@@ -255,7 +557,9 @@ mod tests {
         );
         metrics.rpc(Method::from_path("/made.up/Path"), Code::from_number(12), Duration::ZERO);
         metrics.rpc(Method::Revoke, Code::from_number(99), Duration::ZERO);
-        metrics.store_group(7, Duration::from_micros(900));
+        metrics.store(StoreLevels { commits: 7, ..StoreLevels::default() });
+        metrics.store(StoreLevels { commits: 6, ..StoreLevels::default() });
+        metrics.store_recorder().group(3, Duration::from_micros(900));
         metrics.reused(ReuseCause::Replay);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
@@ -264,10 +568,13 @@ mod tests {
             "avouch_rpc_requests_total{method=\"Authenticate\",code=\"OK\"} 0",
             "avouch_rpc_requests_total{method=\"other\",code=\"UNIMPLEMENTED\"} 1",
             "avouch_rpc_requests_total{method=\"Revoke\",code=\"UNKNOWN\"} 1",
-            "avouch_rpc_latency_seconds_bucket{le=\"0.005\",method=\"Refresh\"} 1",
+            "avouch_rpc_latency_seconds_bucket{le=\"0.005\",method=\"Refresh\",code=\"OK\"} 1",
+            "avouch_rpc_in_flight{method=\"Refresh\"} 1",
             "avouch_store_commits_total 7",
+            "avouch_store_group_changes_bucket{le=\"4.0\"} 1",
             "avouch_refresh_reuses_total{cause=\"replay\"} 1",
             "avouch_refresh_reuses_total{cause=\"late_retry\"} 0",
+            "avouch_revocations_total{level=\"session\"} 0",
             "avouch_build_info{version=",
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use crate::audit::{AuditDown, AuditEvent, AuditLog, AuditName};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Entry, Event, Revocation, Target};
-use crate::domain::key::KeyState;
 use crate::domain::session::ReuseKind;
-use crate::metrics::{self, HashOutcome, Level, Metrics, ReuseCause, Rotation};
-use crate::service::Service;
+use crate::metrics::{self, Metrics, ReuseCause, Rotation};
 use crate::service::journal::{
     Failure, Happening, Journal, Origin, Recording, Unrecorded, Verdict,
 };
@@ -41,7 +39,6 @@ impl Journal for Metered {
                     ReuseKind::OtherClient => ReuseCause::OtherClient,
                 });
             }
-            Happening::Revoked { entry } => self.metrics.revoked(level(entry)),
             Happening::Introspected { verdict } => self.metrics.introspected(match verdict {
                 Verdict::Active => metrics::Verdict::Active,
                 Verdict::Inactive => metrics::Verdict::Inactive,
@@ -70,17 +67,6 @@ fn revocation(entry: &Entry) -> Option<&Revocation> {
     match &entry.event {
         Event::Revocation(revocation) => Some(revocation),
         Event::KeySetChanged { .. } => None,
-    }
-}
-
-fn level(entry: &Entry) -> Level {
-    match revocation(entry).map(|revocation| &revocation.target) {
-        Some(Target::Token { .. }) => Level::Token,
-        Some(Target::Session { .. }) => Level::Session,
-        Some(Target::Subject { .. }) => Level::Subject,
-        Some(Target::Client { .. }) => Level::Client,
-        Some(Target::Everything { .. }) => Level::Everything,
-        Some(Target::Key { .. }) | None => Level::Key,
     }
 }
 
@@ -230,49 +216,5 @@ fn administered(action: &str) -> AuditName {
         "key_rotated" => AuditName::KeyRotated,
         "key_revoked" => AuditName::KeyRevoked,
         _ => AuditName::UserUpdated,
-    }
-}
-
-/// What the parts had counted when the metrics were last told.
-#[derive(Default)]
-pub struct Told {
-    hashed: u64,
-    shed: u64,
-    failed: u64,
-    commits: u64,
-    groups: u64,
-    sync: std::time::Duration,
-}
-
-/// Copies what the parts count themselves into the metrics.
-pub fn report(service: &Service, metrics: &Metrics, told: &mut Told) {
-    let pool = service.hash_stats();
-    metrics.hash_pool(pool.queued, pool.running);
-    let shed = pool.shed_full + pool.shed_source;
-    metrics.hashes(HashOutcome::Done, pool.completed.saturating_sub(told.hashed));
-    metrics.hashes(HashOutcome::Shed, shed.saturating_sub(told.shed));
-    metrics.hashes(HashOutcome::Failed, pool.failed.saturating_sub(told.failed));
-    (told.hashed, told.shed, told.failed) = (pool.completed, shed, pool.failed);
-
-    let store = service.store().status();
-    metrics.store(store.disk_bytes, store.queued);
-    let groups = store.groups.saturating_sub(told.groups);
-    if groups > 0 {
-        // The engine counts; the time of one group is known as a mean since the last report.
-        let commits = store.commits.saturating_sub(told.commits);
-        let mean = store.sync_time.saturating_sub(told.sync) / u32::try_from(groups).unwrap_or(1);
-        metrics.store_group(commits, mean);
-        for _ in 1..groups.min(10_000) {
-            metrics.store_group(0, mean);
-        }
-    }
-    (told.commits, told.groups, told.sync) = (store.commits, store.groups, store.sync_time);
-
-    metrics.watchers(service.feed().watchers().len());
-    if let Ok(keys) = service.published_keys() {
-        let count = |state| keys.iter().filter(|key| key.state == state).count();
-        metrics.keys(metrics::KeyState::Announced, count(KeyState::Announced));
-        metrics.keys(metrics::KeyState::Active, count(KeyState::Active));
-        metrics.keys(metrics::KeyState::Retired, count(KeyState::Retired));
     }
 }

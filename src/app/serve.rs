@@ -31,6 +31,7 @@ use crate::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
 use crate::store::sled::SledSettings;
+use crate::telemetry::{TelemetryError, Traces};
 
 /// How long the last lines of the audit log may take.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -63,6 +64,9 @@ pub enum ServeError {
         /// What it said.
         source: std::io::Error,
     },
+    /// Traces could not be set up.
+    #[error(transparent)]
+    Traces(#[from] TelemetryError),
     /// The store failed while the server ran.
     #[error("the store has failed: {0}; start avouch again, so that the data is checked")]
     StoreFailed(String),
@@ -262,7 +266,13 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
         Some(path) => AuditLog::file(&path, config.audit.max_queued)?,
         None => AuditLog::stdout(config.audit.max_queued)?,
     });
-    let deps = Deps::system(Arc::new(Audited(Arc::clone(&audit))));
+    let telemetry = &config.telemetry;
+    let traces = telemetry.otlp_endpoint.as_deref();
+    let traces = traces.map(|url| Traces::to(url, telemetry.sample_percent)).transpose()?;
+    let deps = Deps {
+        tracer: traces.as_ref().map(Traces::tracer),
+        ..Deps::system(Arc::new(Audited(Arc::clone(&audit))))
+    };
     let metrics = Arc::clone(&deps.metrics);
     let bound = build(options(&config, encryption_key)?, deps).await?;
     let service = Arc::clone(&bound.service);
@@ -300,6 +310,10 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     started(&facts);
     let Ended { drained, store_failed } = bound.serve().await;
     tracing::info!(drained = drained.drained, aborted = drained.aborted, "stopped");
+    if let Some(traces) = traces {
+        // It blocks, and a collector that hangs must not keep the process from its end.
+        _ = tokio::task::spawn_blocking(move || traces.end()).await;
+    }
     let reason = store_failed.as_deref().unwrap_or("signal");
     note(AuditName::SysShutdown, service.now(), reason);
     counting.abort();

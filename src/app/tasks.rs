@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::grpc::health::Health;
+use crate::metrics::{Metrics, Outcome, Swept};
 use crate::service::Service;
 
 fn every(period: Duration) -> tokio::time::Interval {
@@ -16,13 +17,23 @@ fn every(period: Duration) -> tokio::time::Interval {
 
 /// Removes what is over. Each sweep commits the time, too, so that a clock that is set back while
 /// nobody calls does not run time backwards after a restart.
-pub(super) async fn sweep(service: Arc<Service>, period: Duration) {
+pub(super) async fn sweep(service: Arc<Service>, metrics: Arc<Metrics>, period: Duration) {
     let mut ticks = every(period);
     loop {
         ticks.tick().await;
+        let began = Instant::now();
         match service.sweep().await {
-            Ok(swept) => tracing::debug!(?swept, "swept"),
-            Err(error) => tracing::warn!(%error, "cannot sweep"),
+            Ok(swept) => {
+                metrics.swept(Swept::Sessions, swept.sessions);
+                metrics.swept(Swept::Events, swept.events);
+                metrics.swept(Swept::Attempts, swept.attempts);
+                metrics.sweep_ended(Outcome::Ok, began.elapsed());
+                tracing::debug!(?swept, "swept");
+            }
+            Err(error) => {
+                metrics.sweep_ended(Outcome::Failed, began.elapsed());
+                tracing::warn!(%error, "cannot sweep");
+            }
         }
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     tls(config, errors);
     issuer(config, errors);
     numbers(config, errors);
+    telemetry(config, errors);
     if config.store.path.is_none() {
         errors.push("", "store.path is missing: name the data directory");
     }
@@ -82,6 +83,23 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
         }
     }
     if errors.0.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn telemetry(config: &Config, errors: &mut ConfigErrors) {
+    let telemetry = &config.telemetry;
+    if telemetry.sample_percent > 100 {
+        errors.push("", "telemetry.sample_percent must be 0 to 100");
+    }
+    if let Some(endpoint) = &telemetry.otlp_endpoint {
+        let uri = endpoint.parse::<http::Uri>();
+        // Spans hold no secret, and a collector stands on the node or behind the mesh.
+        let fine = uri.is_ok_and(|uri| {
+            uri.scheme_str() == Some("http") && uri.host().is_some() && uri.path() == "/"
+        });
+        if !fine {
+            errors.push("", "telemetry.otlp_endpoint must be http:// with a host and a port, as in http://127.0.0.1:4317");
+        }
+    }
 }
 
 fn listeners(config: &Config, errors: &mut ConfigErrors) {

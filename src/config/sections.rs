@@ -260,6 +260,16 @@ section! {
 }
 
 section! {
+    /// `[telemetry]`: traces, to an OpenTelemetry collector.
+    Telemetry {
+        /// Where spans go, by OTLP over gRPC: http://127.0.0.1:4317. Not set: nowhere.
+        otlp_endpoint: Option<String> = None,
+        /// How many of 100 calls are traced, of those whose caller does not say; 0 to 100.
+        sample_percent: u32 = 100,
+    }
+}
+
+section! {
     /// `[audit]`: one JSON line for each security event.
     Audit {
         /// A file to append to, or stdout. With --dev audit.jsonl in the data directory.

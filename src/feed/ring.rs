@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Entry, Event, Revocation, Target};
@@ -25,6 +26,8 @@ pub(super) struct Frame {
     pub(super) as_of: Timestamp,
     /// When it was published.
     pub(super) at: Timestamp,
+    /// The same as a moment that time spans are measured from.
+    pub(super) published: Instant,
     pub(super) encoded: OnceLock<Bytes>,
     bytes: usize,
 }
@@ -119,6 +122,7 @@ impl Ring {
                 through,
                 as_of: self.proof.as_of,
                 at,
+                published: Instant::now(),
                 encoded: OnceLock::new(),
                 bytes,
             }));

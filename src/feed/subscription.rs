@@ -203,6 +203,9 @@ impl Subscription {
             match step {
                 Step::Show(item) => {
                     self.place.watcher.frames.fetch_add(1, Ordering::Relaxed);
+                    if let Some(recorder) = self.place.shared.recorder.get() {
+                        recorder.frame();
+                    }
                     self.heartbeat_at = Instant::now() + self.subscribe.heartbeat;
                     return Ok(Some(item));
                 }
@@ -421,6 +424,10 @@ impl Subscription {
     fn shown_of_frame(&mut self, frame: &Frame) -> Option<Item> {
         let shared = &self.place.shared;
         let max = self.subscribe.max_frame_bytes;
+        // What a watcher catches up with was published before it came, and says nothing of the way.
+        if let (Phase::Live, Some(recorder)) = (&self.phase, shared.recorder.get()) {
+            recorder.propagated(frame.published.elapsed());
+        }
         let new = frame.entries.partition_point(|entry| entry.revision <= self.position);
         if self.subscribe.filter.is_open() && new == 0 {
             let encoded = frame.encoded.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! One count and one log line for each call: method, code, latency, request id. Never payloads.
+//! One count, one log line and, where traces are on, one span for each call: method, code, latency, request id. Never payloads.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use opentelemetry_sdk::trace::SdkTracer;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::trace::CallSpan;
 use crate::metrics::{Code, Method, Metrics};
 
 /// The id of a request: in the log, in the audit log, and in the response header `x-request-id`.
@@ -27,6 +29,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct Observe {
     metrics: Arc<Metrics>,
     ids: Arc<Ids>,
+    tracer: Option<SdkTracer>,
 }
 
 /// Ids that are unique in this process and, by their random start, beyond it.
@@ -39,7 +42,13 @@ impl Observe {
     /// Counts in `metrics`. `process` is a random number that tells the ids of this process from
     /// those of others.
     pub fn new(metrics: Arc<Metrics>, process: u32) -> Self {
-        Self { metrics, ids: Arc::new(Ids { process, next: AtomicU64::new(1) }) }
+        let ids = Arc::new(Ids { process, next: AtomicU64::new(1) });
+        Self { metrics, ids, tracer: None }
+    }
+
+    /// With a span for each call, if there is where to send it.
+    pub fn tracing(self, tracer: Option<SdkTracer>) -> Self {
+        Self { tracer, ..self }
     }
 }
 
@@ -75,12 +84,16 @@ where
         let id = format!("{:08x}-{:x}", ids.process, ids.next.fetch_add(1, Ordering::Relaxed));
         let method = Method::from_path(request.uri().path());
         request.extensions_mut().insert(RequestId(id.as_str().into()));
+        self.observe.metrics.rpc_began(method);
+        let tracer = self.observe.tracer.as_ref();
+        let span = tracer.map(|it| CallSpan::begin(it, request.headers(), method, &id));
         let call = Call {
             metrics: Arc::clone(&self.observe.metrics),
             method,
             started: Instant::now(),
             head: None,
             id,
+            span,
             ended: false,
         };
         ObservedFuture { inner: self.inner.call(request), call: Some(call) }
@@ -94,6 +107,7 @@ struct Call {
     started: Instant,
     head: Option<Duration>,
     id: String,
+    span: Option<CallSpan>,
     ended: bool,
 }
 
@@ -104,6 +118,9 @@ impl Call {
         }
         self.ended = true;
         let whole = self.started.elapsed();
+        if let Some(span) = &mut self.span {
+            span.end(code);
+        }
         self.metrics.rpc(self.method, code, self.head.unwrap_or(whole));
         let (method, code_text) = (self.method.as_str(), code.as_str());
         match code {

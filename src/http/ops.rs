@@ -62,7 +62,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::metrics::{FeedLevels, Metrics};
 
     async fn get(router: &Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
@@ -78,7 +78,9 @@ mod tests {
         let metrics = Metrics::register(&mut registry);
         let readiness = Readiness::default();
         let latch = readiness.register("store");
-        let router = router(Arc::new(registry), readiness, move || metrics.watchers(3));
+        let router = router(Arc::new(registry), readiness, move || {
+            metrics.feed(FeedLevels { watchers: 3, ..FeedLevels::default() });
+        });
         assert_eq!(get(&router, "/livez").await.0, StatusCode::OK);
         let (status, text) = get(&router, "/readyz").await;
         assert_eq!((status.as_u16(), text.as_str()), (503, "waiting for: store\n"));

@@ -113,6 +113,11 @@ impl Code {
         let index = usize::try_from(number).ok();
         index.and_then(|index| Self::ALL.get(index).copied()).unwrap_or(Self::Unknown)
     }
+
+    /// Its number.
+    pub const fn number(self) -> i64 {
+        self as i64
+    }
 }
 
 label! {
@@ -201,6 +206,56 @@ label! {
     }
 }
 
+label! {
+    /// A listener.
+    Listener {
+        /// gRPC.
+        Grpc = "grpc",
+        /// The public keys and the metadata.
+        Public = "public",
+        /// Metrics and probes.
+        Ops = "ops",
+    }
+}
+
+label! {
+    /// Why a connection was refused or closed.
+    Refusal {
+        /// The listener holds as many as it may.
+        Full = "full",
+        /// Its address holds as many as it may.
+        Peer = "peer",
+        /// The TLS handshake failed or took too long.
+        Handshake = "handshake",
+        /// Nothing whole arrived in time.
+        Silent = "silent",
+        /// The peer took none of its output for too long.
+        Stalled = "stalled",
+    }
+}
+
+label! {
+    /// What a sweep removes.
+    Swept {
+        /// Sessions that are over.
+        Sessions = "sessions",
+        /// Events that concern no token any more.
+        Events = "events",
+        /// Failed logins that count no more.
+        Attempts = "attempts",
+    }
+}
+
+label! {
+    /// How a job ended.
+    Outcome {
+        /// It was done.
+        Ok = "ok",
+        /// It was not.
+        Failed = "failed",
+    }
+}
+
 macro_rules! label_set {
     ($($name:ident { $($field:ident: $kind:ty),+ })+) => {$(
         #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -215,6 +270,10 @@ pub(super) use label_set;
 label_set! {
     RpcLabels { method: Method, code: Code }
     MethodLabels { method: Method }
+    ListenerLabels { listener: Listener }
+    RefusalLabels { listener: Listener, reason: Refusal }
+    SweptLabels { kind: Swept }
+    ResultLabels { result: Outcome }
     OutcomeLabels { outcome: HashOutcome }
     RotationLabels { kind: Rotation }
     CauseLabels { cause: ReuseCause }

@@ -10,7 +10,7 @@
 //!   and it is replaced: whoever lowers the settings lives with that.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretText;
+use crate::metrics::HashRecorder;
 use crate::password::engine::{Engine, EngineError};
 use crate::password::params::HashParams;
 use crate::password::pepper::Pepper;
@@ -179,7 +180,9 @@ impl Hasher {
         let workers = settings.workers;
         let state = State { stats, ..State::default() };
         let (state, wake) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { params, pepper, settings, entropy, unknown, state, wake });
+        let recorder = OnceLock::new();
+        let shared =
+            Arc::new(Shared { params, pepper, settings, entropy, unknown, state, wake, recorder });
         // From here on, an early return stops the threads that have started.
         let hasher = Self { shared };
         for n in 0..workers {
@@ -231,6 +234,11 @@ impl Hasher {
         hash.needs_rehash(&self.shared.params, self.shared.pepper.current())
     }
 
+    /// Records in `recorder` from now on; a second one is ignored.
+    pub fn measure(&self, recorder: HashRecorder) {
+        _ = self.shared.recorder.set(recorder);
+    }
+
     /// What the pool is doing and has done.
     pub fn stats(&self) -> PoolStats {
         let state = self.shared.lock();
@@ -243,7 +251,7 @@ impl Hasher {
         task: impl FnOnce(Reply<T>) -> Task,
     ) -> Result<T, HashError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.enqueue(Job { source, task: task(reply) })?;
+        self.shared.enqueue(Job { source, since: Instant::now(), task: task(reply) })?;
         answer.await.unwrap_or(Err(HashError::Stopped))
     }
 }

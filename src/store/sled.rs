@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use self::committer::{Committer, Job, Outcome};
 use self::health::Health;
@@ -30,6 +31,7 @@ use super::engine::{
 use super::{OpenError, StoreError, group};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
+use crate::metrics::StoreRecorder;
 
 mod committer;
 mod health;
@@ -69,11 +71,13 @@ pub struct SledSettings {
     pub free_part: u64,
     /// The version of the records of the layers above. A directory of another version does not open.
     pub schema_version: u32,
+    /// Where times and sizes are recorded.
+    pub recorder: StoreRecorder,
 }
 
 impl SledSettings {
     /// The defaults, for records of this version.
-    pub const fn new(schema_version: u32) -> Self {
+    pub fn new(schema_version: u32) -> Self {
         Self {
             cache_bytes: 64 << 20,
             flush_deadline: Duration::from_secs(2),
@@ -82,6 +86,7 @@ impl SledSettings {
             min_free_bytes: 256 << 20,
             free_part: 4,
             schema_version,
+            recorder: StoreRecorder::default(),
         }
     }
 }
@@ -96,6 +101,7 @@ struct Shared {
     head: AtomicU64,
     observer: Mutex<Option<Arc<dyn Observer>>>,
     counters: Counters,
+    recorder: StoreRecorder,
     _lock: File,
 }
 
@@ -165,6 +171,7 @@ impl SledEngine {
             head: AtomicU64::new(meta.head.0),
             observer: Mutex::new(None),
             counters: Counters::default(),
+            recorder: settings.recorder.clone(),
             _lock: lock,
         });
         let (queue, jobs) = sync_channel(settings.queue);
@@ -231,9 +238,14 @@ impl SledEngine {
     }
 
     async fn decide(&self, decision: Decision, freeing: bool) -> Outcome {
+        let began = Instant::now();
         let (caller, outcome) = oneshot::channel();
         self.submit(Job::Decide { decision, freeing, caller })?;
-        self.answer(outcome).await?
+        let outcome = self.answer(outcome).await?;
+        if outcome.is_ok() {
+            self.shared.recorder.committed(began.elapsed());
+        }
+        outcome
     }
 
     fn unavailable(&self) -> StoreError {

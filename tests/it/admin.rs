@@ -454,7 +454,8 @@ async fn when_the_audit_log_cannot_be_written_nothing_is_administered_and_the_re
     assert!(revoked.is_some());
     // Four that were refused, and at least two logins, a refresh and a revocation.
     let counted = async {
-        while metric(&ops(&addresses, "/metrics").await, "avouch_audit_dropped_events") < 8.0 {
+        while metric(&ops(&addresses, "/metrics").await, "avouch_audit_dropped_events_total") < 8.0
+        {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };

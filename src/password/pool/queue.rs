@@ -1,14 +1,16 @@
 //! The queue before the threads: what waits, and what is turned away.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{HashError, PoolSettings, PoolStats, Verification};
 use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretText;
+use crate::metrics::HashRecorder;
 use crate::password::params::HashParams;
 use crate::password::pepper::Pepper;
 use crate::password::phc::PasswordHash;
@@ -25,6 +27,8 @@ pub(super) enum Task {
 
 pub(super) struct Job {
     pub(super) source: u64,
+    /// When it was put in.
+    pub(super) since: Instant,
     pub(super) task: Task,
 }
 
@@ -94,6 +98,7 @@ pub(super) struct Shared {
     pub(super) unknown: PasswordHash,
     pub(super) state: Mutex<State>,
     pub(super) wake: Condvar,
+    pub(super) recorder: OnceLock<HashRecorder>,
 }
 
 impl Shared {

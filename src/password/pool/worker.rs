@@ -14,6 +14,9 @@ impl Shared {
         step_back();
         let mut engine = Engine::new(self.params, Arc::clone(&self.pepper));
         while let Some(job) = self.next(&mut engine) {
+            if let Some(recorder) = self.recorder.get() {
+                recorder.waited(job.since.elapsed());
+            }
             match job.task {
                 Task::Hash { password, reply } => {
                     let result = self
@@ -79,6 +82,9 @@ impl Shared {
         };
         let took = started.elapsed();
         let work = engine.take_work();
+        if let Some(recorder) = self.recorder.get() {
+            recorder.ran(took);
+        }
 
         let mut state = self.lock();
         let stats = &mut state.stats;

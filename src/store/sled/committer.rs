@@ -95,6 +95,8 @@ impl Committer {
                 health.within_deadline(Step::Commit, || self.write(&written, &mut next))?;
             self.meta = next;
             self.shared.counters.add_group(took);
+            let changes = decided.iter().filter(|decided| decided.outcome.is_ok()).count();
+            self.shared.recorder.group(u32::try_from(changes).unwrap_or(u32::MAX), took);
             Some(self.mark())
         } else if !probes.is_empty() {
             health.within_deadline(Step::Commit, || sync(&self.data))?;

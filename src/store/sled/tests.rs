@@ -109,7 +109,7 @@ async fn a_step_that_hangs_fails_the_engine_for_good() {
     let mut failed = engine.failed();
     let (release, hang) = std::sync::mpsc::channel();
     engine.observe(Arc::new(Hangs(Mutex::new(hang))));
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let (first, second) = tokio::join!(engine.commit(count(b"c")), engine.commit(count(b"c")));
     assert!(begun.elapsed() < Duration::from_secs(1));
     for outcome in [first, second] {

@@ -1,0 +1,191 @@
+//! The numbers on the screen: what two looks at the metrics say of the time between them.
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::sample::Sample;
+
+/// One method.
+pub(super) struct Call {
+    pub(super) method: String,
+    pub(super) rate: f64,
+    pub(super) not_ok: f64,
+    pub(super) in_flight: f64,
+    pub(super) p50: Option<f64>,
+    pub(super) p99: Option<f64>,
+}
+
+/// Everything that is shown. Rates are per second, times are milliseconds.
+pub(super) struct Board {
+    pub(super) calls: Vec<Call>,
+    pub(super) rotated: f64,
+    pub(super) retried: f64,
+    /// Since the start of the server.
+    pub(super) reuses: f64,
+    pub(super) hashes: f64,
+    pub(super) hashes_shed: f64,
+    pub(super) hashes_queued: f64,
+    pub(super) hashes_running: f64,
+    pub(super) commits: f64,
+    pub(super) commit_p99: Option<f64>,
+    pub(super) store_queued: f64,
+    pub(super) store_bytes: f64,
+    pub(super) watchers: f64,
+    pub(super) lag: f64,
+    pub(super) frames: f64,
+    pub(super) revoked: f64,
+    pub(super) live: f64,
+    pub(super) propagation_p50: Option<f64>,
+    pub(super) propagation_p99: Option<f64>,
+    pub(super) cpu: f64,
+    pub(super) resident_bytes: f64,
+}
+
+/// Two looks.
+struct Span<'a> {
+    before: &'a Sample,
+    now: &'a Sample,
+    seconds: f64,
+}
+
+impl Span<'_> {
+    /// A counter that went back belongs to a server that has begun anew.
+    fn rate(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let more = self.now.sum(name, labels) - self.before.sum(name, labels);
+        more.max(0.0) / self.seconds
+    }
+
+    /// In milliseconds; none when nothing was measured meanwhile.
+    fn quantile(&self, part: f64, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let before = self.before.buckets(name, labels);
+        let new = self.now.buckets(name, labels).into_iter().map(|(bound, count)| {
+            let known = before.iter().find(|(other, _)| *other == bound);
+            (bound, (count - known.map_or(0.0, |(_, count)| *count)).max(0.0))
+        });
+        let new: Vec<(f64, f64)> = new.collect();
+        let all = new.last()?.1;
+        let wanted = all * part;
+        let (mut lower, mut below) = (0.0, 0.0);
+        for (bound, count) in new {
+            if count >= wanted && count > below {
+                if bound.is_infinite() {
+                    return Some(lower * 1000.0);
+                }
+                let within = (wanted - below) / (count - below);
+                return Some((lower + (bound - lower) * within) * 1000.0);
+            }
+            (lower, below) = (bound, count);
+        }
+        None
+    }
+}
+
+impl Board {
+    pub(super) fn between(
+        (before, then): &(Sample, Instant),
+        (now, at): &(Sample, Instant),
+    ) -> Self {
+        const REQUESTS: &str = "avouch_rpc_requests_total";
+        const LATENCY: &str = "avouch_rpc_latency_seconds_bucket";
+        const COMMIT: &str = "avouch_store_commit_seconds_bucket";
+        const PROPAGATION: &str = "avouch_revocation_propagation_seconds_bucket";
+        const HASHES: &str = "avouch_password_hashes_total";
+        let seconds = at.saturating_duration_since(*then).as_secs_f64().max(0.001);
+        let span = Span { before, now, seconds };
+        let mut calls = Vec::new();
+        for method in now.values(REQUESTS, "method") {
+            let of = [("method", method.as_str())];
+            let in_flight = now.sum("avouch_rpc_in_flight", &of);
+            if now.sum(REQUESTS, &of) == 0.0 && in_flight == 0.0 {
+                continue;
+            }
+            let rate = span.rate(REQUESTS, &of);
+            let ok = span.rate(REQUESTS, &[of[0], ("code", "OK")]);
+            calls.push(Call {
+                rate,
+                not_ok: (rate - ok).max(0.0),
+                in_flight,
+                p50: span.quantile(0.5, LATENCY, &of),
+                p99: span.quantile(0.99, LATENCY, &of),
+                method,
+            });
+        }
+        calls.sort_by(|a, b| b.rate.total_cmp(&a.rate));
+        let refreshes = |kind| span.rate("avouch_refreshes_total", &[("kind", kind)]);
+        let hashes = |outcome| span.rate(HASHES, &[("outcome", outcome)]);
+        let level = |name| now.sum(name, &[]);
+        Self {
+            calls,
+            rotated: refreshes("rotated"),
+            retried: refreshes("retried"),
+            reuses: level("avouch_refresh_reuses_total"),
+            hashes: hashes("done"),
+            hashes_shed: hashes("shed") + hashes("shed_source"),
+            hashes_queued: level("avouch_password_hashes_queued"),
+            hashes_running: level("avouch_password_hashes_running"),
+            commits: span.rate("avouch_store_commits_total", &[]),
+            commit_p99: span.quantile(0.99, COMMIT, &[]),
+            store_queued: level("avouch_store_queued"),
+            store_bytes: level("avouch_store_disk_bytes"),
+            watchers: level("avouch_watchers"),
+            lag: level("avouch_watcher_lag_revisions"),
+            frames: span.rate("avouch_watcher_frames_total", &[]),
+            revoked: span.rate("avouch_revocations_total", &[]),
+            live: level("avouch_revocations_live"),
+            propagation_p50: span.quantile(0.5, PROPAGATION, &[]),
+            propagation_p99: span.quantile(0.99, PROPAGATION, &[]),
+            cpu: span.rate("process_cpu_seconds_total", &[]),
+            resident_bytes: level("process_resident_memory_bytes"),
+        }
+    }
+
+    /// For pipes.
+    pub(super) fn json(&self) -> Value {
+        let calls: Vec<Value> = self
+            .calls
+            .iter()
+            .map(|call| {
+                json!({
+                    "method": call.method,
+                    "per_second": call.rate,
+                    "not_ok_per_second": call.not_ok,
+                    "in_flight": call.in_flight,
+                    "p50_ms": call.p50,
+                    "p99_ms": call.p99,
+                })
+            })
+            .collect();
+        json!({
+            "calls": calls,
+            "refreshes": {
+                "rotated_per_second": self.rotated,
+                "retried_per_second": self.retried,
+                "reuses": self.reuses,
+            },
+            "passwords": {
+                "hashed_per_second": self.hashes,
+                "shed_per_second": self.hashes_shed,
+                "queued": self.hashes_queued,
+                "running": self.hashes_running,
+            },
+            "store": {
+                "changes_per_second": self.commits,
+                "change_p99_ms": self.commit_p99,
+                "queued": self.store_queued,
+                "bytes": self.store_bytes,
+            },
+            "watchers": {
+                "open": self.watchers,
+                "lag": self.lag,
+                "frames_per_second": self.frames,
+            },
+            "revocations": {
+                "per_second": self.revoked,
+                "live": self.live,
+                "propagation_p50_ms": self.propagation_p50,
+                "propagation_p99_ms": self.propagation_p99,
+            },
+            "process": { "cores": self.cpu, "resident_bytes": self.resident_bytes },
+        })
+    }
+}

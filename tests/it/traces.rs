@@ -1,0 +1,193 @@
+//! Spans on their way to a collector, which stands in this process and keeps what it gets.
+
+use std::sync::{Arc, Mutex};
+
+use avouch::pb::v1 as pb;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status};
+
+use crate::harness::password_login;
+use crate::process::{Cast, Process, identity};
+
+/// A collector that keeps everything.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.0.lock().expect("not poisoned").push(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    /// Serves until the test is over; gives where.
+    async fn serve(&self) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let routes = tonic::service::Routes::new(TraceServiceServer::new(self.clone()));
+        tokio::spawn(
+            async move { axum::serve(listener, routes.prepare().into_axum_router()).await },
+        );
+        format!("http://{address}")
+    }
+
+    fn requests(&self) -> Vec<ExportTraceServiceRequest> {
+        self.0.lock().expect("not poisoned").clone()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let requests = self.requests().into_iter();
+        let resources = requests.flat_map(|request| request.resource_spans);
+        resources.flat_map(|it| it.scope_spans).flat_map(|it| it.spans).collect()
+    }
+}
+
+fn attribute(span: &Span, key: &str) -> Option<String> {
+    let value = span.attributes.iter().find(|it| it.key == key)?.value.clone()?.value?;
+    match value {
+        Value::StringValue(text) => Some(text),
+        Value::IntValue(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+const OTHER_TRACE: &str = "11111111111111111111111111111111";
+
+fn traced<T>(message: T, traceparent: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = traceparent.parse().expect("metadata");
+    request.metadata_mut().insert("traceparent", value);
+    let state = "vendor=a-thing-that-the-caller-should-not-have-sent";
+    request.metadata_mut().insert("tracestate", state.parse().expect("metadata"));
+    request
+}
+
+#[tokio::test]
+async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
+    let collector = Collector::default();
+    let endpoint = collector.serve().await;
+    let home = tempfile::tempdir().expect("a directory");
+    let data = home.path().join("data");
+    let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
+    let addresses = process.serving().await;
+    let cast = Cast::of(&data);
+    let mut server = identity(&addresses).await;
+    let login = password_login(&cast.login, "ada", &cast.password);
+    let first = server.authenticate(login).await.expect("in").into_inner().tokens.expect("tokens");
+    let refresh = |token: &str| pb::RefreshRequest {
+        client: Some(cast.login.clone()),
+        refresh_token: token.to_owned(),
+        ..Default::default()
+    };
+    let request = traced(refresh(&first.refresh_token), &format!("00-{TRACE}-{PARENT}-01"));
+    let answer = server.refresh(request).await.expect("refreshed");
+    let id = answer.metadata().get("x-request-id").expect("an id").to_str().expect("text");
+    let id = id.to_owned();
+    let second = answer.into_inner().tokens.expect("tokens");
+    // A caller that says that it is not traced is not.
+    let request = traced(refresh(&second.refresh_token), &format!("00-{OTHER_TRACE}-{PARENT}-00"));
+    let third = server.refresh(request).await.expect("refreshed").into_inner().tokens;
+    let third = third.expect("tokens");
+    // And one that says nonsense begins a trace.
+    let request = traced(refresh("avr1_nonsense-that-nobody-issued"), "nonsense");
+    server.refresh(request).await.expect_err("never issued");
+    process.terminate();
+    let end = process.end().await;
+    assert!(end.status.success(), "{end:?}");
+
+    let spans = collector.spans();
+    let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
+    assert_eq!(names, ["Authenticate", "Refresh", "Refresh"], "{spans:#?}");
+    let span = &spans[1];
+    assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.into(), PARENT.into()));
+    assert_eq!(attribute(span, "rpc.system").as_deref(), Some("grpc"));
+    assert_eq!(attribute(span, "rpc.method").as_deref(), Some("Refresh"));
+    assert_eq!(attribute(span, "rpc.grpc.status_code").as_deref(), Some("0"));
+    assert_eq!(attribute(span, "avouch.request_id"), Some(id));
+    assert_eq!(span.attributes.len(), 4, "{span:#?}");
+    assert!(span.events.is_empty() && span.trace_state.is_empty(), "{span:#?}");
+    assert!(span.end_time_unix_nano > span.start_time_unix_nano, "{span:#?}");
+    let failed = &spans[2];
+    assert_eq!(attribute(failed, "rpc.grpc.status_code").as_deref(), Some("16"));
+    assert_ne!(hex(&failed.trace_id), TRACE);
+
+    let sent: Vec<u8> =
+        collector.requests().iter().flat_map(prost::Message::encode_to_vec).collect();
+    let secrets = [
+        &cast.password,
+        &cast.login.client_secret,
+        &first.access_token,
+        &first.refresh_token,
+        &second.access_token,
+        &second.refresh_token,
+        &third.refresh_token,
+        &"avr1_nonsense-that-nobody-issued".to_owned(),
+        &"a-thing-that-the-caller".to_owned(),
+    ];
+    for secret in secrets {
+        let seen = sent.windows(secret.len()).any(|window| window == secret.as_bytes());
+        assert!(!seen, "{secret} is in a span");
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_holds_up_nobody() {
+    without_a_collector(false).await;
+}
+
+#[tokio::test]
+async fn a_collector_that_says_nothing_holds_up_nobody() {
+    without_a_collector(true).await;
+}
+
+async fn without_a_collector(connects: bool) {
+    let home = tempfile::tempdir().expect("a directory");
+    let data = home.path().join("data");
+    // Connections wait in its backlog for good, or find that nobody listens any more.
+    let port = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let endpoint = format!("http://{}", port.local_addr().expect("an address"));
+    let _kept = connects.then_some(port);
+    let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
+    let addresses = process.serving().await;
+    let cast = Cast::of(&data);
+    let login = password_login(&cast.login, "ada", &cast.password);
+    identity(&addresses).await.authenticate(login).await.expect("in");
+    process.terminate();
+    let end = process.end().await;
+    assert!(end.status.success(), "{end:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_makes_no_sense_is_refused() {
+    let home = tempfile::tempdir().expect("a directory");
+    for (key, value) in [
+        ("telemetry.otlp_endpoint", "https://collector:4317"),
+        ("telemetry.otlp_endpoint", "collector:4317"),
+        ("telemetry.otlp_endpoint", "http://collector:4317/v1/traces"),
+        ("telemetry.sample_percent", "101"),
+    ] {
+        let mut process = Process::start(&home.path().join("data"), &[(key, value)]);
+        let end = process.outcome().await.expect_err("it does not start");
+        assert_eq!(end.status.code(), Some(64), "{end:?}");
+        assert!(end.stderr.contains(key), "{end:?}");
+    }
+}
