@@ -17,7 +17,7 @@ use crate::config::read_secret_file;
 /// nothing happened since: everybody logs in again.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch restore avouch.backup --data-dir /var/lib/avouch \\\n      --key-file /etc/avouch/encryption.key --revoke-everything\n\nThe exit code is 65 when the backup is damaged or cut off, 73 when the directory\nis not empty, 76 when another version wrote the backup, 77 when the key is\nanother. The directory is then as it was."
+    after_help = "Examples:\n  avouch restore avouch.backup --data-dir /var/lib/avouch \\\n      --key-file /etc/avouch/encryption.key --revoke-everything\n\nThe exit code is 65 when the backup is damaged or cut off, 73 when the\ndirectory is not empty, 76 when another version wrote the backup, 77 when the\nkey is another. The directory is then as it was."
 )]
 pub(super) struct Restore {
     /// The backup; - for stdin.

@@ -16,7 +16,7 @@ use crate::config::read_secret_file;
 /// the server must not run. Of a backup: that it is whole and comes to the point that it says.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch verify-store --data-dir /var/lib/avouch\n  avouch verify-store --backup avouch.backup \\\n      --key-file /etc/avouch/encryption.key --json\n\nThe exit code is 0 when all is well, 65 when something is damaged, 76 when another\nversion wrote it, 77 when the key is another."
+    after_help = "Examples:\n  avouch verify-store --data-dir /var/lib/avouch\n  avouch verify-store --backup avouch.backup \\\n      --key-file /etc/avouch/encryption.key --json\n\nThe exit code is 0 when all is well, 65 when something is damaged, 76 when\nanother version wrote it, 77 when the key is another."
 )]
 pub(super) struct VerifyStore {
     /// The data directory.

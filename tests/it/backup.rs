@@ -10,6 +10,7 @@ use std::time::Duration;
 use avouch::app::offline::Files;
 use avouch::cli::offline::{Offline as _, OfflineError, Restore, Restored, Verified, Verify};
 use avouch::client::watch::{Watch, WatchEvent, WatchSettings};
+use avouch::crypto::stream::{StreamKey, StreamOpener, StreamSealer};
 use avouch::domain::clock::ManualClock;
 use avouch::domain::entropy::{Entropy, SeededEntropy};
 use avouch::domain::ids::{Epochs, Generation, LogId, Revision};
@@ -19,6 +20,8 @@ use avouch::domain::secret::{SecretBytes, SecretText};
 use avouch::domain::session::{Device, Session};
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::revoke_request::Target;
+use avouch::service::journal::Happening;
+use avouch::store::backup::{Chunk, ChunkWriter, End, read_chunk, write_end};
 use avouch::store::codec::SCHEMA_VERSION;
 use avouch::store::engine::{Engine as _, KeyRange, Order, Reads as _};
 use avouch::store::ledger::Ledger;
@@ -328,6 +331,51 @@ async fn a_backup_with_any_byte_changed_or_missing_is_refused_and_leaves_nothing
     cast.server.stop().await;
 }
 
+/// Sealed well, but not what a store was: by a program that errs.
+#[tokio::test]
+async fn records_that_do_not_come_to_the_point_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (new, file) = (dir.path().join("new"), dir.path().join("b"));
+    let cast = Cast::start(&dir.path().join("old")).await;
+    let (chunks, _) = stream(&cast.server, &cast.token).await.unwrap();
+    let key = StreamKey::from_file_contents(KEY.as_bytes()).unwrap();
+    let whole = chunks.concat();
+    let mut opener = StreamOpener::new(&whole[..], &key, SCHEMA_VERSION).unwrap();
+    let (mut changes, mut end) = (Vec::new(), None);
+    while let Some(chunk) = opener.next_chunk().unwrap() {
+        match read_chunk(&chunk).unwrap() {
+            Chunk::Changes(more) => changes.extend(more),
+            Chunk::End(at) => end = Some(at),
+        }
+    }
+    let end = end.unwrap();
+    let sealed = |changes: &[(Vec<u8>, Option<Vec<u8>>)], end: &End| {
+        let entropy = SeededEntropy::new(5);
+        let (mut sealer, mut bytes) = StreamSealer::new(&key, SCHEMA_VERSION, &entropy).unwrap();
+        let mut writer = ChunkWriter::default();
+        changes.iter().for_each(|change| writer.push(change));
+        bytes.extend(sealer.seal(&writer.take(), false).unwrap());
+        bytes.extend(sealer.seal(&write_end(end), true).unwrap());
+        bytes
+    };
+    std::fs::write(&file, sealed(&changes, &end)).unwrap();
+    verify(&file).await.expect("it is what it was");
+    let fewer = End { changes: end.changes - 1, ..end };
+    let mut other = changes.clone();
+    other[0].1 = Some(b"other".to_vec());
+    for (what, bytes) in [
+        ("one is missing", sealed(&changes[1..], &fewer)),
+        ("one is missing, and counted", sealed(&changes[1..], &end)),
+        ("one is another", sealed(&other, &end)),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        assert!(matches!(verify(&file).await, Err(OfflineError::Damaged(_))), "{what}");
+        assert!(matches!(restore(&file, &new).await, Err(OfflineError::Damaged(_))), "{what}");
+        assert!(untouched(&new), "{what}");
+    }
+    cast.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_restore_that_was_cut_off_serves_nobody_and_can_be_done_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -359,7 +407,20 @@ async fn only_administrators_make_backups_and_one_at_a_time() {
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert_eq!(reason(&error), "BACKUP_IN_PROGRESS");
     drop(first);
+    _ = cast.server.journal.take();
     stream(&cast.server, &cast.token).await.expect("the next");
+    let recorded: Vec<&str> = cast
+        .server
+        .journal
+        .take()
+        .iter()
+        .filter_map(|happening| match happening {
+            Happening::Attempted { what, .. } => Some(*what),
+            Happening::Administered { action, .. } => Some(*action),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(recorded, ["create_backup", "backup_created"]);
     cast.server.stop().await;
 
     let memory = Server::start().await;
@@ -485,6 +546,7 @@ async fn a_backup_under_load_shows_one_moment() {
         stop.store(true, Ordering::Relaxed);
 
         let new = dir.path().join(format!("new{round}"));
+        verify(&file).await.expect("it is one moment");
         let restored = restore(&file, &new).await.expect("it is one moment");
         assert_eq!(restored.saved.revision, Revision(point));
         let settings = SledSettings { min_free_bytes: 0, ..SledSettings::new(SCHEMA_VERSION) };
