@@ -326,6 +326,15 @@ mod tests {
         }
     }
 
+    /// Whoever cuts a stream off must not make another chunk the last.
+    #[test]
+    fn no_other_chunk_becomes_the_last() {
+        let mut parts = sealed(&[b"one", b"two", b"end"]);
+        parts.pop();
+        parts[2][0] = 1;
+        assert!(matches!(open(&parts.concat(), &key(), 7), Err(StreamError::Damaged(1))));
+    }
+
     #[test]
     fn says_what_is_wrong() {
         let whole = sealed(&[b"one", b"end"]).concat();
