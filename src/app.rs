@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer as _;
 
+use crate::crypto::stream::StreamKey;
 use crate::crypto::{KeyFileError, OsEntropy, Sealer};
 use crate::domain::client::Lifetimes;
 use crate::domain::clock::{Clock, SystemClock};
@@ -55,6 +56,7 @@ use crate::store::{OpenError, Store, StoreError};
 
 pub mod bootstrap;
 pub mod journal;
+pub mod offline;
 mod scrape;
 pub mod serve;
 pub mod sidecar;
@@ -92,6 +94,8 @@ pub struct Options {
     pub store: StoreOptions,
     /// The contents of the file with the key-encryption key.
     pub encryption_key: SecretText,
+    /// The contents of the file with the key for backups; none for the key-encryption key.
+    pub backup_key: Option<SecretText>,
     /// When signing keys change.
     pub ring: RingPolicy,
     /// The service as a whole.
@@ -181,6 +185,9 @@ pub enum BuildError {
     /// The key-encryption key is none.
     #[error("the key-encryption key cannot be used: {0}")]
     KeyFile(#[from] KeyFileError),
+    /// The key for backups is none.
+    #[error("the backup key cannot be used: {0}")]
+    BackupKey(#[source] KeyFileError),
     /// The key ring did not open.
     #[error("the key ring cannot be opened: {0}")]
     Keys(#[from] KeeperError),
@@ -290,6 +297,9 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         settings.issuer = format!("http://{address}").into();
     }
     let sealer = Arc::new(Sealer::from_file_contents(options.encryption_key.expose().as_bytes())?);
+    let backup_key = options.backup_key.as_ref().unwrap_or(&options.encryption_key);
+    let backup_key = StreamKey::from_file_contents(backup_key.expose().as_bytes())
+        .map_err(BuildError::BackupKey)?;
     let metrics = deps.metrics;
     let log_id = LogId::from_bytes(entropy.bytes());
     let (store, store_failed) = open_store(&options.store, log_id, &metrics)?;
@@ -328,6 +338,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         journal: Arc::new(journal::Metered::new(deps.journal, Arc::clone(&metrics))),
         settings: settings.clone(),
         keeper,
+        backup_key,
         key_publisher,
         ring_version: stored.version,
     }));

@@ -2,6 +2,7 @@
 //! Starting a server is a function that comes in from outside.
 
 mod args;
+mod backup;
 mod client;
 mod connection;
 mod demo;
@@ -9,8 +10,10 @@ mod failure;
 pub mod files;
 mod follow;
 mod key;
+pub mod offline;
 mod output;
 mod password;
+mod restore;
 mod serve;
 mod session;
 mod sidecar;
@@ -18,6 +21,7 @@ mod table;
 mod token;
 mod top;
 mod user;
+mod verify_store;
 mod view;
 mod watch;
 pub mod welcome;
@@ -71,6 +75,9 @@ enum Command {
     Client(client::Client),
     #[command(subcommand)]
     Key(key::Key),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
+    VerifyStore(verify_store::VerifyStore),
     Demo(demo::Demo),
 }
 
@@ -88,7 +95,7 @@ fn command() -> clap::Command {
     let mut command = Cli::command();
     // Arguments of every command reach the single ones here.
     command.build();
-    for name in ["check-config", "demo", "serve"] {
+    for name in ["check-config", "demo", "restore", "serve", "verify-store"] {
         command =
             command.mut_subcommand(name, |command| {
                 command.mut_args(|argument| {
@@ -99,14 +106,16 @@ fn command() -> clap::Command {
     command
 }
 
-/// Does what was typed. `serve` runs a server until it is told to stop, `sidecar` a sidecar.
+/// Does what was typed. `serve` runs a server until it is told to stop, `sidecar` a sidecar, `store` does
+/// what needs none.
 ///
 /// The exit code is 0, or 1 when it failed, 2 when the command makes no sense, 64 when the
-/// configuration does not.
+/// configuration does not; [`offline::OfflineError`] has more.
 pub async fn run(
     cli: Cli,
     serve: impl AsyncFnOnce(Config, ServeOptions) -> Result<(), ServeError>,
     sidecar: impl AsyncFnOnce(SidecarConfig, SidecarLink) -> Result<(), ServeError>,
+    store: impl offline::Offline,
 ) -> ExitCode {
     let global = &cli.global;
     let mut out = Output::new(global.json);
@@ -124,6 +133,9 @@ pub async fn run(
         Command::User(command) => command.run(global, &mut out).await,
         Command::Client(command) => command.run(global, &mut out).await,
         Command::Key(command) => command.run(global, &mut out).await,
+        Command::Backup(command) => command.run(global, &mut out).await,
+        Command::Restore(command) => command.run(&store, &mut out).await,
+        Command::VerifyStore(command) => command.run(&store, &mut out).await,
         Command::Demo(command) => command.run(&mut out).await,
     };
     match result {
@@ -165,9 +177,15 @@ mod tests {
 
     #[test]
     fn commands_that_call_no_server_do_not_say_how_to_reach_one() {
-        for (name, says) in
-            [("serve", false), ("check-config", false), ("demo", false), ("login", true)]
-        {
+        for (name, says) in [
+            ("serve", false),
+            ("check-config", false),
+            ("demo", false),
+            ("restore", false),
+            ("verify-store", false),
+            ("login", true),
+            ("backup", true),
+        ] {
             let mut command = command();
             let help = command.find_subcommand_mut(name).unwrap().render_help().to_string();
             assert_eq!(help.contains("--credentials"), says, "{help}");

@@ -12,6 +12,8 @@ use zeroize::Zeroizing;
 use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretBytes;
 
+pub mod stream;
+
 /// The first byte of every sealed blob; another format gets another number.
 const SEAL_VERSION: u8 = 1;
 /// What sealing adds to the length of the plain bytes.

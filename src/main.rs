@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_or_exit();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
-            let code = runtime.block_on(cli::run(cli, serve, sidecar));
+            let code = runtime.block_on(cli::run(cli, serve, sidecar, app::offline::Files));
             // What still waits for a disk or a peer must not hold up the end.
             runtime.shutdown_timeout(Duration::from_secs(1));
             code

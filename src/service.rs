@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::crypto::stream::StreamKey;
 use crate::domain::client::Client;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::entropy::Entropy;
@@ -19,6 +20,7 @@ use crate::store::{Store, StoreError};
 pub mod access;
 pub mod admin;
 pub mod authenticate;
+pub mod backup;
 pub mod clients;
 pub mod introspect;
 pub mod journal;
@@ -59,6 +61,7 @@ pub struct Service {
     journal: Arc<dyn Journal>,
     settings: Settings,
     keeper: KeyKeeper,
+    backup_key: StreamKey,
     key_publisher: Arc<dyn KeyPublisher>,
     /// The version of the ring in `keys`. Held while another takes its place, so that of two
     /// changes the later one stays.
@@ -89,6 +92,8 @@ pub struct Parts {
     pub settings: Settings,
     /// What makes and opens keys.
     pub keeper: KeyKeeper,
+    /// What seals backups.
+    pub backup_key: StreamKey,
     /// Who is told when the published keys change.
     pub key_publisher: Arc<dyn KeyPublisher>,
     /// The version of the ring that `keys` was opened from.
@@ -116,6 +121,7 @@ impl Service {
             journal: parts.journal,
             settings: parts.settings,
             keeper: parts.keeper,
+            backup_key: parts.backup_key,
             key_publisher: parts.key_publisher,
             ring_version: Mutex::new(parts.ring_version),
         }

@@ -16,8 +16,11 @@ use crate::domain::session::{
 };
 use crate::domain::throttle::{ThrottleDecision, ThrottlePolicy};
 use crate::domain::user::User;
+use crate::store::backup::{Capture, CaptureError};
 use crate::store::engine::EngineStatus;
 
+pub mod backup;
+pub mod check;
 pub mod codec;
 pub mod engine;
 pub mod fault;
@@ -66,6 +69,12 @@ pub enum OpenError {
         found: u32,
         /// What is read.
         expected: u32,
+    },
+    /// A restore into it did not come to its end.
+    #[error("a restore into {path} was cut off; run `avouch restore` into it again")]
+    Unfinished {
+        /// The directory.
+        path: String,
     },
     /// It lost something that was acknowledged, or holds something that was never written.
     #[error(
@@ -449,6 +458,14 @@ pub trait Store: Send + Sync + 'static {
     /// Removes up to `limit` of each kind of record that is over. Allowed when space is low; holds
     /// the store only for that many.
     async fn sweep(&self, limit: usize, now: Timestamp) -> Result<Swept, StoreError>;
+
+    /// Begins to read the whole state as of one point, while others go on. Everything that was
+    /// acknowledged before this was called is in it, and no change is half in it.
+    ///
+    /// # Errors
+    /// [`CaptureError::Busy`] while another goes on, [`CaptureError::Unsupported`] where the engine
+    /// cannot do it.
+    fn capture(&self) -> Result<Box<dyn Capture>, CaptureError>;
 
     /// Sets who is told of durable events, in order, before any caller gets its answer.
     fn observe(&self, observer: Arc<dyn EntryObserver>);

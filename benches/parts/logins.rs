@@ -59,6 +59,7 @@ fn options(dir: &std::path::Path, hash: HashParams) -> Result<Options, Failure> 
         encryption_key: SecretText::new(
             "3f8a1c5e7b9d2046a8c0e2f416385a7c9ebd0f21436587a9cbed0f1234a6b7c8".to_owned(),
         ),
+        backup_key: None,
         ring: RingPolicy::new(Algorithm::Es256, MAX_ACCESS_LIFETIME),
         service: Settings {
             issuer: "https://id.example.com".into(),

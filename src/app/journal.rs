@@ -212,6 +212,7 @@ fn administered(action: &str) -> AuditName {
         "client_enabled" => AuditName::ClientEnabled,
         "client_secret_rotated" => AuditName::ClientSecretRotated,
         "client_updated" => AuditName::ClientChanged,
+        "backup_created" => AuditName::SensitiveRead,
         "key_announced" => AuditName::KeyCreated,
         "key_rotated" => AuditName::KeyRotated,
         "key_revoked" => AuditName::KeyRevoked,

@@ -162,6 +162,7 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
             },
         },
         encryption_key,
+        backup_key: config.keys.backup_key_file.as_deref().map(read_secret_file).transpose()?,
         ring: RingPolicy {
             announce_for: config.keys.announce_for,
             rotate_every: config.keys.rotate_every,

@@ -104,6 +104,8 @@ names! {
     KeyRevoked = "key_revoked" Critical,
     /// Another key signs.
     KeyRotated = "key_rotated" Info,
+    /// The whole state was read, for a backup.
+    SensitiveRead = "sensitive_read" Warn,
     /// A session was opened.
     SessionCreated = "session_created" Info,
     /// The configuration or the certificates changed.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::offline::OfflineError;
 use crate::config::{ConfigErrors, SecretFileError};
 
 /// Why a command did not do what was asked.
@@ -22,6 +23,8 @@ pub(super) enum Failure {
     #[error("{0}")]
     Rpc(Box<Explained>),
     #[error("{0}")]
+    Offline(#[from] OfflineError),
+    #[error("{0}")]
     Usage(String),
     #[error("{0}")]
     Other(String),
@@ -32,6 +35,7 @@ impl Failure {
         match self {
             Self::Config(_) => 64,
             Self::Usage(_) => 2,
+            Self::Offline(error) => error.exit_code(),
             Self::File(..) | Self::Other(_) | Self::Output(_) | Self::Rpc(_) | Self::Secret(_) => 1,
         }
     }

@@ -19,7 +19,7 @@ pub(super) fn millis(time: &ProtoTime) -> u64 {
     seconds.saturating_mul(1000).saturating_add(u64::try_from(time.nanos).unwrap_or(0) / 1_000_000)
 }
 
-fn time(time: Option<&ProtoTime>) -> Value {
+pub(super) fn time(time: Option<&ProtoTime>) -> Value {
     time.map_or(Value::Null, |time| Timestamp::from_millis(millis(time)).to_string().into())
 }
 

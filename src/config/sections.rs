@@ -99,6 +99,8 @@ section! {
     Keys {
         /// 32 bytes, base64 or hex, under which private keys rest encrypted. Required; with --dev made at first start.
         encryption_key_file: Option<PathBuf> = None,
+        /// 32 bytes likewise, with which backups are sealed instead, so that who restores needs no other key to read them.
+        backup_key_file: Option<PathBuf> = None,
         /// How new keys sign: ES256, EdDSA or RS256.
         algorithm: Algorithm = Algorithm::default(),
         /// How long a key is published before it signs.

@@ -17,6 +17,7 @@ use crate::pb::v1 as pb;
 use crate::service::Service;
 use crate::service::journal::Origin;
 
+mod backup;
 mod clients;
 mod keys;
 mod users;
@@ -151,6 +152,17 @@ rpcs! {
     rotate_key(RotateKeyRequest) -> RotateKeyResponse = keys::rotate;
     revoke_key(RevokeKeyRequest) -> RevokeKeyResponse = keys::revoke;
     {
+        type CreateBackupStream = backup::Pieces;
+
+        async fn create_backup(
+            &self,
+            request: Request<pb::CreateBackupRequest>,
+        ) -> Answer<Response<Self::CreateBackupStream>> {
+            let (call, pb::CreateBackupRequest {}) = self.call(request)?;
+            let pieces = backup::create(&self.service, &call.caller, &call.origin);
+            Ok(Response::new(pieces.await?))
+        }
+
         async fn change_password(
             &self,
             request: Request<pb::ChangePasswordRequest>,

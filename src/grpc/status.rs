@@ -15,11 +15,13 @@ use crate::feed::WatchError;
 use crate::service::Excess;
 use crate::service::admin::AdminError;
 use crate::service::authenticate::AuthenticateError;
+use crate::service::backup::BackupError;
 use crate::service::introspect::IntrospectError;
 use crate::service::refresh::RefreshError;
 use crate::service::revoke::RevokeError;
 use crate::service::sessions::SessionsError;
 use crate::store::StoreError;
+use crate::store::backup::CaptureError;
 
 /// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "avouch";
@@ -280,6 +282,30 @@ impl From<AdminError> for Status {
             ),
             AdminError::Store(error) => store(error),
             AdminError::Internal(what) => internal(what),
+        }
+    }
+}
+
+/// Why there is no backup.
+impl From<BackupError> for Status {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Admin(error) => error.into(),
+            BackupError::Capture(CaptureError::Busy) => exhausted(
+                "BACKUP_IN_PROGRESS",
+                "another backup is being made",
+                Duration::from_secs(5),
+            ),
+            BackupError::Capture(CaptureError::TooSlow) => plain(
+                Code::Aborted,
+                "BACKUP_TOO_SLOW",
+                "the backup was read more slowly than the store was written to",
+            ),
+            BackupError::Capture(CaptureError::Unsupported) => {
+                plain(Code::Unimplemented, "BACKUP_NOT_SUPPORTED", "this store cannot be backed up")
+            }
+            BackupError::Capture(CaptureError::Store(error)) => store(error),
+            BackupError::Internal(what) => internal(what),
         }
     }
 }

@@ -41,6 +41,7 @@ label! {
         AckRevocations = "AckRevocations",
         Authenticate = "Authenticate",
         ChangePassword = "ChangePassword",
+        CreateBackup = "CreateBackup",
         CreateClient = "CreateClient",
         CreateKey = "CreateKey",
         CreateUser = "CreateUser",

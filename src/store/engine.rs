@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::StoreError;
+use super::backup::{Capture, CaptureError};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
 
@@ -241,6 +242,15 @@ pub trait Engine: Reads + Send + Sync + 'static {
     /// # Errors
     /// As for [`Reads::scan`].
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError>;
+
+    /// Begins to read the whole state while others write. One at a time.
+    ///
+    /// # Errors
+    /// [`CaptureError::Busy`] while another goes on, [`CaptureError::Unsupported`] where it cannot be
+    /// done.
+    fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
+        Err(CaptureError::Unsupported)
+    }
 
     /// Which log this is.
     fn log_id(&self) -> LogId;

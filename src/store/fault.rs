@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 
 use super::StoreError;
+use super::backup::{Capture, CaptureError};
 use super::engine::{
     Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
     Value,
@@ -118,6 +119,10 @@ impl<E: Engine> Engine for FaultEngine<E> {
 
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {
         self.inner.events_after(after, limit)
+    }
+
+    fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
+        self.inner.capture()
     }
 
     fn log_id(&self) -> LogId {

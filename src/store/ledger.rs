@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::backup::{Capture, CaptureError};
 use super::codec::{self, key};
 use super::engine::{
     Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, TIME_KEY, Txn,
@@ -44,6 +45,10 @@ pub struct Ledger<E> {
 /// often within the life of a session may keep more than its limit; nobody makes the log wait.
 const MAX_SESSIONS_LOOKED_AT: usize = 2_000;
 
+/// How far a restore raises the epoch of everything: further than it rises between a backup and its
+/// restore, or tokens that were issued under a higher one would live on. It can be done 4,000 times.
+const RESTORE_STEPS: u32 = 1 << 20;
+
 type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
@@ -55,6 +60,19 @@ impl<E: Engine> Ledger<E> {
     /// The engine beneath.
     pub const fn engine(&self) -> &E {
         &self.engine
+    }
+
+    /// Revokes everything that was issued before this store was restored: raises the epoch of
+    /// everything past all that it may have had since the backup.
+    ///
+    /// # Errors
+    /// As for the verbs of [`Store`].
+    pub async fn revoke_after_restore(&self, now: Timestamp) -> Decided<Entry> {
+        let cause = Cause { reason: Reason::AdminAction, initiator: Initiator::Admin };
+        let (revocation, commit) = self
+            .decide(now, move |txn| raise_by(txn, &Level::Everything, RESTORE_STEPS, cause, now))
+            .await?;
+        entry(revocation, commit)
     }
 
     async fn decide<T: Send + 'static>(
@@ -159,10 +177,21 @@ fn end_session(
 
 /// Raises an epoch in this commit.
 fn raise(txn: &mut Txn<'_>, level: &Level, cause: Cause, now: Timestamp) -> Decided<Revocation> {
+    raise_by(txn, level, 1, cause, now)
+}
+
+fn raise_by(
+    txn: &mut Txn<'_>,
+    level: &Level,
+    steps: u32,
+    cause: Cause,
+    now: Timestamp,
+) -> Decided<Revocation> {
     let at = key::epoch(level);
     let known = read_epoch(txn.get(&at)?)?;
-    let epoch =
-        Epoch(known.0.checked_add(1).ok_or(StoreError::Internal("an epoch cannot rise further"))?);
+    let epoch = Epoch(
+        known.0.checked_add(steps).ok_or(StoreError::Internal("an epoch cannot rise further"))?,
+    );
     txn.put(at, codec::write_number(epoch.0.into()));
     let target = match level {
         Level::Everything => Target::Everything { epoch },
@@ -788,6 +817,10 @@ impl<E: Engine> Store for Ledger<E> {
         let full = |count: u32| usize::try_from(count).is_ok_and(|count| count >= limit);
         swept.more = full(swept.sessions) || full(swept.events) || full(swept.attempts);
         Ok(swept)
+    }
+
+    fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
+        self.engine.capture()
     }
 
     fn observe(&self, observer: Arc<dyn EntryObserver>) {

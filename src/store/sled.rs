@@ -19,11 +19,13 @@ use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use self::capture::{Recording, SledCapture};
 use self::committer::{Committer, Job, Outcome};
 use self::health::Health;
 use self::open::Opened;
 use self::sealer::{BACKLOG, Sealer};
 use self::space::Space;
+use super::backup::{Capture, CaptureError};
 use super::engine::{
     Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
     TIME_KEY, Value,
@@ -33,6 +35,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
 use crate::metrics::StoreRecorder;
 
+mod capture;
 mod committer;
 mod health;
 mod integrity;
@@ -41,6 +44,7 @@ mod open;
 mod pack;
 mod reads;
 mod record;
+pub mod restore;
 mod sealer;
 mod space;
 
@@ -100,6 +104,7 @@ struct Shared {
     /// The newest durable revision.
     head: AtomicU64,
     observer: Mutex<Option<Arc<dyn Observer>>>,
+    recording: Recording,
     counters: Counters,
     recorder: StoreRecorder,
     _lock: File,
@@ -108,6 +113,13 @@ struct Shared {
 impl Shared {
     fn observer(&self) -> Option<Arc<dyn Observer>> {
         self.observer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Shared {
+    fn unavailable(&self) -> StoreError {
+        let why = self.health.failure();
+        StoreError::Unavailable(why.unwrap_or_else(|| "it is closed".to_owned()))
     }
 }
 
@@ -142,7 +154,7 @@ pub struct SledEngine {
     time_floor: Timestamp,
     shared: Arc<Shared>,
     /// None once closed.
-    queue: Mutex<Option<SyncSender<Job>>>,
+    queue: Arc<Mutex<Option<SyncSender<Job>>>>,
     threads: Vec<JoinHandle<()>>,
     watchdog: Thread,
 }
@@ -158,7 +170,11 @@ impl SledEngine {
         settings: &SledSettings,
         new_log_id: LogId,
     ) -> Result<Self, OpenError> {
-        let Opened { db, data, mark, meta, lock } = open::open(path, settings, new_log_id)?;
+        Self::start(path, settings, open::open(path, settings, new_log_id)?)
+    }
+
+    fn start(path: &Path, settings: &SledSettings, opened: Opened) -> Result<Self, OpenError> {
+        let Opened { db, data, mark, meta, lock } = opened;
         let text = path.display().to_string();
         let time = Reads::get(&db, TIME_KEY)
             .map_err(|error| OpenError::Damaged { path: text.clone(), what: error.to_string() })?;
@@ -170,6 +186,7 @@ impl SledEngine {
             space: Space::new(path, settings.min_free_bytes, settings.free_part),
             head: AtomicU64::new(meta.head.0),
             observer: Mutex::new(None),
+            recording: Recording::default(),
             counters: Counters::default(),
             recorder: settings.recorder.clone(),
             _lock: lock,
@@ -198,7 +215,7 @@ impl SledEngine {
             log_id: meta.log_id,
             time_floor: Timestamp::from_millis(time.unwrap_or_default()),
             shared,
-            queue: Mutex::new(Some(queue)),
+            queue: Arc::new(Mutex::new(Some(queue))),
             threads: vec![committer.map_err(io_error)?, sealer.map_err(io_error)?],
             watchdog: health::start_watchdog(health).map_err(io_error)?,
         })
@@ -212,18 +229,7 @@ impl SledEngine {
 
     /// Waits in the queue. The engine answers jobs in the order in which this accepts them.
     fn submit(&self, job: Job) -> Result<(), StoreError> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(queue) = &*queue else { return Err(self.unavailable()) };
-        self.shared.counters.queued.fetch_add(1, Ordering::Relaxed);
-        queue.try_send(job).map_err(|error| {
-            self.shared.counters.queued.fetch_sub(1, Ordering::Relaxed);
-            match error {
-                TrySendError::Full(_) => {
-                    StoreError::Unavailable("too many changes wait for its disk".to_owned())
-                }
-                TrySendError::Disconnected(_) => self.unavailable(),
-            }
-        })
+        submit(&self.queue, &self.shared, job)
     }
 
     /// Waits for an answer, or for the news that there will be none: the thread that has it may
@@ -249,13 +255,31 @@ impl SledEngine {
     }
 
     fn unavailable(&self) -> StoreError {
-        let why = self.shared.health.failure();
-        StoreError::Unavailable(why.unwrap_or_else(|| "it is closed".to_owned()))
+        self.shared.unavailable()
     }
 
     fn close_queue(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+fn submit(
+    queue: &Mutex<Option<SyncSender<Job>>>,
+    shared: &Shared,
+    job: Job,
+) -> Result<(), StoreError> {
+    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(queue) = &*queue else { return Err(shared.unavailable()) };
+    shared.counters.queued.fetch_add(1, Ordering::Relaxed);
+    queue.try_send(job).map_err(|error| {
+        shared.counters.queued.fetch_sub(1, Ordering::Relaxed);
+        match error {
+            TrySendError::Full(_) => {
+                StoreError::Unavailable("too many changes wait for its disk".to_owned())
+            }
+            TrySendError::Disconnected(_) => shared.unavailable(),
+        }
+    })
 }
 
 fn spawn(
@@ -314,6 +338,12 @@ impl Engine for SledEngine {
 
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {
         group::events_between(&self.shared.db, after, self.head().revision, limit)
+    }
+
+    fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
+        let (queue, shared) = (Arc::clone(&self.queue), Arc::clone(&self.shared));
+        let submit = Box::new(move |job| submit(&queue, &shared, job));
+        Ok(Box::new(SledCapture::begin(Arc::clone(&self.shared), submit)?))
     }
 
     fn log_id(&self) -> LogId {

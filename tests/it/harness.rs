@@ -83,6 +83,7 @@ pub(crate) fn options(store: StoreOptions) -> Options {
     Options {
         store,
         encryption_key: SecretText::new(ENCRYPTION_KEY.to_owned()),
+        backup_key: None,
         ring: RingPolicy::new(Algorithm::Es256, MAX_ACCESS_LIFETIME),
         service: Settings {
             issuer: ISSUER.into(),

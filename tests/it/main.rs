@@ -6,6 +6,7 @@
 mod admin;
 mod alone;
 mod authenticate;
+mod backup;
 mod beside;
 mod cli;
 mod client;

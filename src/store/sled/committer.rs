@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::Shared;
+use super::capture::Reached;
 use super::health::Step;
 use super::mark::Mark;
 use super::pack;
@@ -40,6 +41,9 @@ pub(super) enum Job {
     },
     /// To make something durable, whatever it is.
     Probe(oneshot::Sender<()>),
+    /// To be told where the store stands between two groups, with the last that a capture is to
+    /// have.
+    Point(oneshot::Sender<Reached>),
 }
 
 /// The state of the thread.
@@ -76,7 +80,7 @@ impl Committer {
         let low = self.shared.space.room(ROOM_AGE).low;
         let mut group = Group::new(&self.shared.db, self.meta.head);
         let mut decided = Vec::with_capacity(jobs.len());
-        let mut probes = Vec::new();
+        let (mut probes, mut points) = (Vec::new(), Vec::new());
         for job in jobs {
             match job {
                 Job::Decide { decision, freeing, caller } => {
@@ -84,6 +88,7 @@ impl Committer {
                     decided.push(Decided { outcome: group.run(&decision, admit), caller });
                 }
                 Job::Probe(caller) => probes.push(caller),
+                Job::Point(caller) => points.push(caller),
             }
         }
         let written = group.finish();
@@ -104,7 +109,10 @@ impl Committer {
         } else {
             None
         };
-        Some(Sealing { mark, events: written.events, head: written.head, decided, probes })
+        let recorder = self.shared.recording.current();
+        let reached = |caller| (caller, Reached::now(self.meta, recorder.as_deref()));
+        let points = points.into_iter().map(reached).collect();
+        Some(Sealing { mark, events: written.events, head: written.head, decided, probes, points })
     }
 
     /// Writes a group as one batch, which sled recovers whole or not at all, and syncs it.
@@ -120,10 +128,10 @@ impl Committer {
         )?;
         // A pack may stand under the key of an entry that was seen, so what was seen tells of records
         // alone.
-        let records = records.into_iter().map(|(key, value)| (key, value, written.seen.get(key)));
-        let packs = packs.iter().map(|(key, value)| (key, value, None));
+        let seen = records.iter().map(|(key, value)| (*key, *value, written.seen.get(*key)));
+        let unseen = packs.iter().map(|(key, value)| (key, value, None));
         let mut batch = sled::Batch::default();
-        for (key, value, seen) in records.chain(packs) {
+        for (key, value, seen) in seen.chain(unseen) {
             let print = match seen {
                 // It was held against its checksum when it was read.
                 Some(old) => old.as_ref().map(|old| fingerprint(key, old)),
@@ -150,7 +158,11 @@ impl Committer {
         db.apply_batch(batch).map_err(|error| error.to_string())?;
         db.flush().map_err(|error| error.to_string())?;
         // sled's flush is sync_file_range: neither the length of the file nor the cache of the disk.
-        sync(&self.data)
+        sync(&self.data)?;
+        if let Some(recorder) = self.shared.recording.current() {
+            recorder.add(records.into_iter().chain(&packs));
+        }
+        Ok(())
     }
 
     fn mark(&self) -> Mark {

@@ -28,8 +28,11 @@ pub(super) const DATABASE: &str = "sled";
 /// The file of the high-water mark, beside it.
 pub(super) const MARK: &str = "avouch.hwm";
 
+/// The file that says that a restore into the directory did not come to its end.
+pub(super) const UNFINISHED_RESTORE: &str = "restore.unfinished";
+
 /// A second name for sled's newest snapshot, beside its directory.
-const SNAPSHOT: &str = "avouch.snapshot";
+pub(super) const SNAPSHOT: &str = "avouch.snapshot";
 
 /// The directory of sled's files from a first start that was cut off.
 const UNFINISHED: &str = "sled.unfinished";
@@ -67,12 +70,28 @@ pub(super) fn open(
     settings: &SledSettings,
     new_log_id: LogId,
 ) -> Result<Opened, OpenError> {
+    create_private_dir(path).map_err(io_error(path))?;
+    let lock = lock_dir(path)?;
+    if path.join(UNFINISHED_RESTORE).try_exists().map_err(io_error(path))? {
+        return Err(OpenError::Unfinished { path: path.display().to_string() });
+    }
+    open_locked(path, settings, new_log_id, lock)
+}
+
+/// Opens or creates the database in `path`, whose lock is held, whether or not a restore is
+/// unfinished.
+pub(super) fn open_locked(
+    path: &Path,
+    settings: &SledSettings,
+    new_log_id: LogId,
+    lock: File,
+) -> Result<Opened, OpenError> {
     let done = AtomicBool::new(false);
     thread::scope(|threads| {
         // Without the thread it is only slower.
         _ = thread::Builder::new()
             .spawn_scoped(threads, || read_ahead(&path.join(DATABASE).join("db"), &done));
-        let opened = open_and_check(path, settings, new_log_id);
+        let opened = open_and_check(path, settings, new_log_id, lock);
         done.store(true, Ordering::Relaxed);
         opened
     })
@@ -97,14 +116,9 @@ fn open_and_check(
     path: &Path,
     settings: &SledSettings,
     new_log_id: LogId,
+    lock: File,
 ) -> Result<Opened, OpenError> {
-    let io_error = |at: &Path| {
-        let path = at.display().to_string();
-        move |source| OpenError::Io { path, source }
-    };
     let damaged = |what: String| OpenError::Damaged { path: path.display().to_string(), what };
-    create_private_dir(path).map_err(io_error(path))?;
-    let lock = lock_dir(path)?;
     let (mark_path, sled_path) = (path.join(MARK), path.join(DATABASE));
     let data_path = sled_path.join("db");
 
@@ -167,13 +181,18 @@ fn open_and_check(
     Ok(Opened { db, data, mark: mark_file, meta, lock })
 }
 
-fn create_private_dir(path: &Path) -> io::Result<()> {
+pub(super) fn io_error(at: &Path) -> impl FnOnce(io::Error) -> OpenError + use<> {
+    let path = at.display().to_string();
+    move |source| OpenError::Io { path, source }
+}
+
+pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Our own lock, since sled takes its one too late: by then a second process would have removed the
 /// snapshot that the first is writing.
-fn lock_dir(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock_dir(path: &Path) -> Result<File, OpenError> {
     let text = || path.display().to_string();
     let dir = File::open(path).map_err(|source| OpenError::Io { path: text(), source })?;
     for _ in 0..LOCK_TRIES {
@@ -250,7 +269,7 @@ fn link(file: &Path, name: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn open_sled(
+pub(super) fn open_sled(
     path: &Path,
     sled_path: &Path,
     settings: &SledSettings,
@@ -318,7 +337,7 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// sled creates its files for everybody to read and syncs neither them nor their directory.
-fn sync_files(path: &Path, sled_path: &Path) -> io::Result<()> {
+pub(super) fn sync_files(path: &Path, sled_path: &Path) -> io::Result<()> {
     fs::set_permissions(sled_path, Permissions::from_mode(0o700))?;
     for file in files_of(sled_path)? {
         fs::set_permissions(&file, Permissions::from_mode(0o600))?;
@@ -358,7 +377,7 @@ fn files_of(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 

@@ -123,7 +123,7 @@ impl<'a> Found<'a> {
 }
 
 /// On a page that it cannot make sense of, sled panics as often as it gives an error.
-fn guarded<T>(read: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+pub(super) fn guarded<T>(read: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(sled::Error::Io(error))) => Err(StoreError::Unavailable(error.to_string())),

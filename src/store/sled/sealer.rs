@@ -8,6 +8,7 @@ use std::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
 use super::Shared;
+use super::capture::Reached;
 use super::committer::Outcome;
 use super::health::Step;
 use super::mark::{Mark, MarkFile};
@@ -36,6 +37,8 @@ pub(super) struct Sealing {
     pub(super) decided: Vec<Decided>,
     /// Who waits for something to be durable.
     pub(super) probes: Vec<oneshot::Sender<()>>,
+    /// Who waits for the point after it.
+    pub(super) points: Vec<(oneshot::Sender<Reached>, Reached)>,
 }
 
 /// The state of the thread.
@@ -88,6 +91,9 @@ impl Sealer {
             }
             for caller in group.probes {
                 _ = caller.send(());
+            }
+            for (caller, reached) in group.points {
+                _ = caller.send(reached);
             }
         }
         Some(())
