@@ -54,6 +54,7 @@ use crate::store::{OpenError, Store, StoreError};
 pub mod bootstrap;
 pub mod journal;
 pub mod serve;
+pub mod sidecar;
 mod tasks;
 
 /// Where state lives.

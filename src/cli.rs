@@ -13,6 +13,7 @@ mod output;
 mod password;
 mod serve;
 mod session;
+mod sidecar;
 mod table;
 mod token;
 mod user;
@@ -25,11 +26,13 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::Config;
+use crate::config::sidecar::SidecarConfig;
 use args::Global;
 use failure::Failure;
 use output::Output;
 
 pub use serve::{ServeError, ServeOptions};
+pub use sidecar::SidecarLink;
 
 /// Short-lived tokens, rotating refresh tokens, and revocations pushed to every verifier.
 #[derive(Debug, Parser)]
@@ -57,6 +60,7 @@ enum Command {
     Introspect(token::Introspect),
     Revoke(token::Revoke),
     Watch(watch::Watch),
+    Sidecar(sidecar::Sidecar),
     #[command(subcommand)]
     Session(session::Session),
     #[command(subcommand)]
@@ -93,13 +97,14 @@ fn command() -> clap::Command {
     command
 }
 
-/// Does what was typed. `serve` runs a server until it is told to stop.
+/// Does what was typed. `serve` runs a server until it is told to stop, `sidecar` a sidecar.
 ///
 /// The exit code is 0, or 1 when it failed, 2 when the command makes no sense, 64 when the
 /// configuration does not.
 pub async fn run(
     cli: Cli,
     serve: impl AsyncFnOnce(Config, ServeOptions) -> Result<(), ServeError>,
+    sidecar: impl AsyncFnOnce(SidecarConfig, SidecarLink) -> Result<(), ServeError>,
 ) -> ExitCode {
     let global = &cli.global;
     let mut out = Output::new(global.json);
@@ -111,6 +116,7 @@ pub async fn run(
         Command::Introspect(command) => command.run(global, &mut out).await,
         Command::Revoke(command) => command.run(global, &mut out).await,
         Command::Watch(command) => command.run(global, &mut out).await,
+        Command::Sidecar(command) => command.run(global, &mut out, sidecar).await,
         Command::Session(command) => command.run(global, &mut out).await,
         Command::User(command) => command.run(global, &mut out).await,
         Command::Client(command) => command.run(global, &mut out).await,

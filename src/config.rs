@@ -3,8 +3,10 @@
 //! running service; what a service needs it gets in its own settings.
 
 pub mod grants;
+pub mod rules;
 pub mod section;
 pub mod sections;
+pub mod sidecar;
 pub mod value;
 
 mod check;

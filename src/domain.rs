@@ -4,6 +4,7 @@
 //! Nothing here does I/O, knows an engine, a wire format or a runtime. Time and randomness come in
 //! as arguments.
 
+pub mod address;
 pub mod caller;
 pub mod claims;
 pub mod client;
@@ -13,6 +14,7 @@ pub mod event;
 pub mod ids;
 pub mod key;
 pub mod refresh_token;
+pub mod route;
 pub mod scope;
 pub mod secret;
 pub mod session;

@@ -18,6 +18,7 @@ mod admission;
 mod connection;
 mod io;
 mod refusal;
+mod socket;
 
 use std::time::Duration;
 

@@ -4,15 +4,16 @@ use std::process::ExitCode;
 
 use avouch::app;
 use avouch::cli::files::Addresses;
-use avouch::cli::{self, Cli, ServeError, ServeOptions};
+use avouch::cli::{self, Cli, ServeError, ServeOptions, SidecarLink};
 use avouch::config::Config;
 use avouch::config::sections::LogFormat;
+use avouch::config::sidecar::SidecarConfig;
 use avouch::telemetry;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_or_exit();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(cli::run(cli, serve)),
+        Ok(runtime) => runtime.block_on(cli::run(cli, serve, sidecar)),
         Err(error) => {
             cli::complain_of(&error);
             ExitCode::FAILURE
@@ -29,4 +30,10 @@ async fn serve(config: Config, options: ServeOptions) -> Result<(), ServeError> 
         }
     };
     Ok(app::serve::serve(config, started).await?)
+}
+
+async fn sidecar(config: SidecarConfig, link: SidecarLink) -> Result<(), ServeError> {
+    telemetry::init(config.log.format == LogFormat::Json, &config.log.level)?;
+    let SidecarLink { server, client } = link;
+    Ok(app::sidecar::serve(app::sidecar::SidecarOptions { config, server, client }).await?)
 }

@@ -2,6 +2,7 @@
 //! number of series is bounded whatever callers send. Knows nothing else of ours.
 
 mod labels;
+pub mod sidecar;
 
 pub use labels::{Code, HashOutcome, KeyState, Level, Method, ReuseCause, Rotation, Verdict};
 

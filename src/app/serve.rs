@@ -107,6 +107,7 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         tcp_nodelay: limits.tcp_nodelay,
         tcp_keepalive: limits.tcp_keepalive,
         backlog: limits.backlog,
+        ..ListenSettings::default()
     };
     let tls = tls_settings(config);
     // The public listener shows the same certificate and asks nobody for one.

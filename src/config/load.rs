@@ -101,7 +101,9 @@ const OF_THE_COMMANDS: [&str; 7] =
 
 fn apply_variable(config: &mut Config, name: &str, value: &str, errors: &mut ConfigErrors) {
     let Some(rest) = name.strip_prefix("AVOUCH_") else { return };
-    if OF_THE_COMMANDS.contains(&rest) || is_service_link(rest) {
+    // What concerns a sidecar may stand beside what concerns the server.
+    let of_a_sidecar = rest.starts_with("SIDECAR_");
+    if OF_THE_COMMANDS.contains(&rest) || of_a_sidecar || is_service_link(rest) {
         return;
     }
     let lower = rest.to_ascii_lowercase();

@@ -15,7 +15,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +27,7 @@ use super::body::{OutputWatch, RequestBody, ResponseBody};
 use super::io::{FirstBytes, StallGuard};
 use super::peer::{PeerCertificate, PeerInfo};
 use super::settings::{ListenSettings, Protocol};
+use super::socket::Stream;
 use super::stats::ListenStats;
 use super::tls::Tls;
 
@@ -78,7 +78,7 @@ pub(super) fn builder(settings: &ListenSettings) -> auto::Builder<TokioExecutor>
 }
 
 /// Serves one connection to its end. The place under the caps is held until then.
-pub(super) async fn run<S, B>(shared: Arc<Shared>, arrival: Arrival, stream: TcpStream, service: S)
+pub(super) async fn run<S, B>(shared: Arc<Shared>, arrival: Arrival, stream: Stream, service: S)
 where
     S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,

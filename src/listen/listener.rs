@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +19,10 @@ use super::after;
 use super::body::RequestBody;
 use super::connection::{self, Arrival, Shared};
 use super::settings::ListenSettings;
+use super::socket::Socket;
 use super::stats::ListenStats;
 use super::tls::{Tls, TlsError, TlsSettings};
+use crate::domain::address::Address;
 use crate::domain::entropy::Entropy;
 
 /// How long `accept` rests when the process has no file descriptors or memory left: trying at once
@@ -36,7 +36,7 @@ pub enum ListenError {
     #[error("cannot listen on {address}: {source}{}", hint(source))]
     Bind {
         /// The address that was asked for.
-        address: SocketAddr,
+        address: Address,
         /// Why not.
         source: io::Error,
     },
@@ -49,8 +49,12 @@ pub enum ListenError {
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "; another process listens there",
+        io::ErrorKind::AlreadyExists => "; a file stands there that is no socket",
         io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+        io::ErrorKind::NotFound => "; the directory is not there",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need a privilege, and a socket needs a directory that can be written"
+        }
         _ => "",
     }
 }
@@ -68,14 +72,14 @@ pub struct DrainSummary {
 pub struct Listener {
     admission: Arc<Admission>,
     jitter: Arc<dyn Entropy>,
-    local_addr: SocketAddr,
+    local: Address,
     shared: Arc<Shared>,
-    socket: TcpListener,
+    socket: Socket,
 }
 
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Listener").field("local_addr", &self.local_addr).finish_non_exhaustive()
+        f.debug_struct("Listener").field("local", &self.local).finish_non_exhaustive()
     }
 }
 
@@ -88,11 +92,21 @@ impl Listener {
         tls: Option<TlsSettings>,
         jitter: Arc<dyn Entropy>,
     ) -> Result<Self, ListenError> {
+        Self::bind_to(Address::Tcp(address), settings, tls, jitter)
+    }
+
+    /// The same for an address of either kind.
+    pub fn bind_to(
+        address: Address,
+        settings: ListenSettings,
+        tls: Option<TlsSettings>,
+        jitter: Arc<dyn Entropy>,
+    ) -> Result<Self, ListenError> {
         let stats = Arc::new(ListenStats::default());
         let tls = tls
             .map(|tls| Tls::load(tls, settings.protocol, Arc::clone(&stats)).map(Arc::new))
             .transpose()?;
-        let (socket, local_addr) = listen(address, settings.backlog)
+        let (socket, local) = Socket::bind(&address, &settings)
             .map_err(|source| ListenError::Bind { address, source })?;
         Ok(Self {
             admission: Admission::new(
@@ -101,7 +115,7 @@ impl Listener {
                 Arc::clone(&stats),
             ),
             jitter,
-            local_addr,
+            local,
             shared: Arc::new(Shared {
                 builder: connection::builder(&settings),
                 settings,
@@ -113,8 +127,16 @@ impl Listener {
     }
 
     /// The address in fact bound, the port never 0.
+    pub const fn local(&self) -> &Address {
+        &self.local
+    }
+
+    /// The same of a listener that has a port; for a Unix socket the unspecified address.
     pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        match &self.local {
+            Address::Tcp(address) => *address,
+            Address::Unix(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
+        }
     }
 
     /// The counters; they outlive the listener.
@@ -138,7 +160,7 @@ impl Listener {
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Self { admission, jitter, local_addr: _, shared, socket } = self;
+        let Self { admission, jitter, local: _, shared, socket } = self;
         let mut reload = JoinSet::new();
         if let Some(tls) = &shared.tls {
             reload.spawn(Arc::clone(tls).follow_files());
@@ -168,12 +190,11 @@ impl Listener {
                     }
                 },
             };
-            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
             let Some(place) = admission.admit(address.ip()) else {
                 tracing::debug!(peer = %address, "connection refused: too many are open");
                 continue;
             };
-            if let Err(error) = prepare(&stream, &shared.settings) {
+            if let Err(error) = stream.prepare(&shared.settings) {
                 tracing::debug!(peer = %address, %error, "connection gone before it was served");
                 continue;
             }
@@ -228,28 +249,6 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     {
         tracing::error!("a connection's task panicked");
     }
-}
-
-fn listen(address: SocketAddr, backlog: u32) -> io::Result<(TcpListener, SocketAddr)> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A restart must not wait for the old process's connections to leave TIME_WAIT. On Linux it
-    // does not let two processes listen at once.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    let socket = TcpListener::from_std(socket.into())?;
-    let local_addr = socket.local_addr()?;
-    Ok((socket, local_addr))
-}
-
-fn prepare(stream: &TcpStream, settings: &ListenSettings) -> io::Result<()> {
-    stream.set_nodelay(settings.tcp_nodelay)?;
-    if let Some(time) = settings.tcp_keepalive {
-        let probes = TcpKeepalive::new().with_time(time).with_interval(time / 4).with_retries(3);
-        SockRef::from(stream).set_tcp_keepalive(&probes)?;
-    }
-    Ok(())
 }
 
 /// Whether `accept` failed for one connection only, so that the next may well work.

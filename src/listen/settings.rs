@@ -60,6 +60,8 @@ pub struct ListenSettings {
     pub tcp_keepalive: Option<Duration>,
     /// Connections that the kernel may hold for us before we accept them.
     pub backlog: u32,
+    /// The mode of a Unix socket: who may connect is who may write to it.
+    pub socket_mode: u32,
 }
 
 impl Default for ListenSettings {
@@ -86,6 +88,7 @@ impl Default for ListenSettings {
             tcp_nodelay: true,
             tcp_keepalive: Some(Duration::from_secs(60)),
             backlog: 1024,
+            socket_mode: 0o660,
         }
     }
 }

@@ -32,6 +32,8 @@ macro_rules! label {
     };
 }
 
+pub(super) use label;
+
 label! {
     /// A method of ours, or any other path that somebody called.
     #[expect(missing_docs, reason = "the protos document each method")]
@@ -207,6 +209,8 @@ macro_rules! label_set {
         }
     )+};
 }
+
+pub(super) use label_set;
 
 label_set! {
     RpcLabels { method: Method, code: Code }

@@ -24,6 +24,7 @@ mod redaction;
 mod refresh;
 mod revoke;
 mod sessions;
+mod sidecar;
 mod story;
 mod support;
 mod tokens;

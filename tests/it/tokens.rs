@@ -22,6 +22,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use crate::harness::{
     ENCRYPTION_KEY, NOW, OWN_AUDIENCE, Server, bearer, connect, http_get, options, reason,
 };
+use crate::sidecar::rig::{Said, Sidecar};
 
 /// The key that a server signs with, in the hands of a test.
 pub(crate) struct Forge {
@@ -80,6 +81,9 @@ pub(crate) fn payload(token: &str) -> Value {
     serde_json::from_slice(&bytes).expect("JSON")
 }
 
+/// The clock of the server stands still in these tests, and so does its word.
+const ANY_GOOD_TOKEN: &str = "[[rule]]\nprefix = \"/\"\nmax_staleness = \"1h\"\n";
+
 /// A server, who may ask it anything, its signing key, and a good token to start from.
 struct Bench {
     server: Server,
@@ -91,6 +95,8 @@ struct Bench {
     claims: Value,
     /// Checks tokens where they are used.
     verifier: Verifier,
+    /// Does so for a proxy.
+    sidecar: Sidecar,
 }
 
 impl Bench {
@@ -104,11 +110,13 @@ impl Bench {
         let credential = server.own_token(&operator).await;
         let forge = Forge::of(&server);
         let verifier = verifier(&server, &credential).await;
-        let bench = Self { server, operator, credential, forge, token, claims, verifier };
+        let sidecar = Sidecar::beside(&server, ANY_GOOD_TOKEN, &[("sidecar.leeway", "0s")]).await;
+        let bench = Self { server, operator, credential, forge, token, claims, verifier, sidecar };
         // The control: what the tests below bend is good unbent, or they would prove nothing.
         let good = bench.forge.sign_claims(&bench.claims);
         assert!(bench.active(&good).await);
         bench.verifier.verify(&good).await.expect("the verifier says so too");
+        assert!(bench.sidecar.check_token("GET", "/", &good).await.passes(), "and the sidecar");
         bench
     }
 
@@ -117,10 +125,12 @@ impl Bench {
     }
 
     /// Introspect says no and nothing else; as a credential it is nobody's; and whoever verifies it
-    /// without asking refuses it too.
+    /// without asking refuses it too, for itself or for a proxy.
     async fn worthless(&self, token: &str, what: &str) {
         let refused = self.verifier.verify(token).await.map(drop);
         assert!(matches!(refused, Err(Refusal::Invalid(_))), "verifying {what}: {refused:?}");
+        let said = self.sidecar.check_token("GET", "/", token).await;
+        assert_eq!(said, Said::invalid_token(), "the sidecar on {what}");
         self.worthless_now(token, what).await;
     }
 
@@ -492,7 +502,9 @@ async fn times_are_exact_and_sane() {
     bench.server.clock.set(Timestamp::from_millis(exp * 1000));
     bench.worthless_now(&bench.token, "a token at its expiry").await;
     let expires = async {
-        while bench.verifier.verify(&bench.token).await.is_ok() {
+        while bench.verifier.verify(&bench.token).await.is_ok()
+            || bench.sidecar.verifier.verify(&bench.token).await.is_ok()
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -1,0 +1,286 @@
+//! What a sidecar counts.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::labels::{label, label_set};
+use super::{Count, Level64, as_gauge};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use std::fmt::Write as _;
+
+label! {
+    /// Who asks a sidecar.
+    Entry {
+        /// Envoy.
+        ExtAuthz = "ext_authz",
+        /// nginx, Traefik or Caddy.
+        ForwardAuth = "forward_auth",
+    }
+}
+
+label! {
+    /// What a sidecar says.
+    Answered {
+        /// The request may pass.
+        Allow = "allow",
+        /// It may not.
+        Deny = "deny",
+        /// Nobody can tell now.
+        Unavailable = "unavailable",
+    }
+}
+
+label! {
+    /// Why a sidecar says what it says.
+    Reason {
+        /// The token is good.
+        Token = "token",
+        /// The path needs none.
+        Public = "public",
+        /// The token is for another audience.
+        Audience = "audience",
+        /// The server says that the token is not good.
+        Inactive = "inactive",
+        /// The token is none of the issuer's, or not in its time.
+        Invalid = "invalid",
+        /// `authorization` is not well formed, or there are two.
+        MalformedToken = "malformed_token",
+        /// There is no token.
+        MissingToken = "missing_token",
+        /// The token was revoked.
+        Revoked = "revoked",
+        /// The token does not allow it.
+        Scope = "scope",
+        /// A claim cannot stand in a header.
+        UnsafeClaim = "unsafe_claim",
+        /// The client sent a header that is not a client's to send, where it cannot be removed.
+        IdentityHeader = "identity_header",
+        /// The question, or the request, cannot be understood.
+        Malformed = "malformed",
+        /// No rule for the path takes the method.
+        Method = "method",
+        /// No rule is for the path.
+        NoRule = "no_rule",
+        /// The path is not in normal form.
+        Path = "path",
+        /// The question is too large.
+        TooLarge = "too_large",
+        /// The set of revocations is not complete yet.
+        NotReady = "not_ready",
+        /// Revocations are not known up to now.
+        Stale = "stale",
+    }
+}
+
+impl Reason {
+    /// What is said for this reason.
+    pub const fn answer(self) -> Answered {
+        match self {
+            Self::Token | Self::Public => Answered::Allow,
+            Self::NotReady | Self::Stale => Answered::Unavailable,
+            Self::Audience
+            | Self::IdentityHeader
+            | Self::Inactive
+            | Self::Invalid
+            | Self::Malformed
+            | Self::MalformedToken
+            | Self::Method
+            | Self::MissingToken
+            | Self::NoRule
+            | Self::Path
+            | Self::Revoked
+            | Self::Scope
+            | Self::TooLarge
+            | Self::UnsafeClaim => Answered::Deny,
+        }
+    }
+}
+
+label_set! {
+    JudgedLabels { entry: Entry, answer: Answered, reason: Reason }
+    EntryLabels { entry: Entry }
+}
+
+/// Seconds: from a token that is remembered to one that the server is asked about.
+const LATENCY_BUCKETS: [f64; 13] = [
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
+    0.025, 0.1, 0.5,
+];
+
+fn latency() -> Histogram {
+    Histogram::new(LATENCY_BUCKETS)
+}
+
+/// How a verifier is doing, as it is told before each scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ViewStatus {
+    /// Whether a complete set has come.
+    pub synced: bool,
+    /// Whether the stream is there.
+    pub connected: bool,
+    /// How long ago the moment was up to which all revocations are known.
+    pub age: Option<Duration>,
+    /// How long the newest revocation took from its commit until it was in force here.
+    pub lag: Option<Duration>,
+    /// The revision up to which everything is in force.
+    pub revision: u64,
+    /// How many revocations are held.
+    pub entries: usize,
+    /// What they take.
+    pub bytes: usize,
+    /// Whether some were left out, for lack of room.
+    pub partial: bool,
+    /// Questions to the server so far.
+    pub asked: u64,
+    /// Tokens accepted so far although what was known was too old.
+    pub opened: u64,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// The recorders of a sidecar.
+#[derive(Debug)]
+pub struct SidecarMetrics {
+    requests: Family<JudgedLabels, Count>,
+    latency: Family<EntryLabels, Histogram, fn() -> Histogram>,
+    synced: Level64,
+    connected: Level64,
+    age: Seconds,
+    lag: Seconds,
+    revision: Level64,
+    entries: Level64,
+    bytes: Level64,
+    partial: Level64,
+    asked: Level64,
+    opened: Level64,
+}
+
+impl SidecarMetrics {
+    /// Registers every recorder under `avouch_sidecar_`, at zero.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("avouch");
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The program", build);
+        let r = registry.sub_registry_with_prefix("sidecar");
+        let metrics = Self {
+            requests: Family::default(),
+            latency: Family::new_with_constructor(latency as fn() -> Histogram),
+            synced: Gauge::default(),
+            connected: Gauge::default(),
+            age: Gauge::default(),
+            lag: Gauge::default(),
+            revision: Gauge::default(),
+            entries: Gauge::default(),
+            bytes: Gauge::default(),
+            partial: Gauge::default(),
+            asked: Gauge::default(),
+            opened: Gauge::default(),
+        };
+        r.register("requests", "Requests judged, by answer and reason", metrics.requests.clone());
+        r.register_with_unit(
+            "latency",
+            "Time of one judgement",
+            Unit::Seconds,
+            metrics.latency.clone(),
+        );
+        r.register(
+            "view_synced",
+            "1 once the set of revocations was complete",
+            metrics.synced.clone(),
+        );
+        r.register("view_connected", "1 while the stream is there", metrics.connected.clone());
+        r.register_with_unit(
+            "view_age",
+            "Time since the moment up to which all revocations are known",
+            Unit::Seconds,
+            metrics.age.clone(),
+        );
+        r.register_with_unit(
+            "view_lag",
+            "Time of the newest revocation from its commit until it was in force here",
+            Unit::Seconds,
+            metrics.lag.clone(),
+        );
+        r.register(
+            "applied_revision",
+            "The revision up to which everything is in force",
+            metrics.revision.clone(),
+        );
+        r.register("view_entries", "Revocations held", metrics.entries.clone());
+        r.register_with_unit("view", "What they take", Unit::Bytes, metrics.bytes.clone());
+        r.register("view_partial", "1 when some were left out", metrics.partial.clone());
+        r.register("asked", "Questions to the server so far", metrics.asked.clone());
+        r.register(
+            "opened",
+            "Tokens accepted so far although what was known was too old",
+            metrics.opened.clone(),
+        );
+        for entry in Entry::ALL {
+            drop(metrics.latency.get_or_create(&EntryLabels { entry }));
+            for reason in Reason::ALL {
+                let labels = JudgedLabels { entry, answer: reason.answer(), reason };
+                drop(metrics.requests.get_or_create(&labels));
+            }
+        }
+        metrics
+    }
+
+    /// A request was judged in `took`.
+    pub fn judged(&self, entry: Entry, reason: Reason, took: Duration) {
+        let labels = JudgedLabels { entry, answer: reason.answer(), reason };
+        self.requests.get_or_create(&labels).inc();
+        self.latency.get_or_create(&EntryLabels { entry }).observe(took.as_secs_f64());
+    }
+
+    /// How the verifier is doing now.
+    pub fn view(&self, status: &ViewStatus) {
+        self.synced.set(status.synced.into());
+        self.connected.set(status.connected.into());
+        // Nothing is known before the first set, which is no age of zero.
+        self.age.set(status.age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+        self.lag.set(status.lag.unwrap_or_default().as_secs_f64());
+        self.revision.set(as_gauge(status.revision));
+        self.entries.set(as_gauge(status.entries as u64));
+        self.bytes.set(as_gauge(status.bytes as u64));
+        self.partial.set(status.partial.into());
+        self.asked.set(as_gauge(status.asked));
+        self.opened.set(as_gauge(status.opened));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_every_reason_from_the_start_and_how_the_view_is() {
+        let mut registry = Registry::default();
+        let metrics = SidecarMetrics::register(&mut registry);
+        metrics.judged(Entry::ExtAuthz, Reason::Revoked, Duration::from_micros(20));
+        metrics.view(&ViewStatus {
+            synced: true,
+            age: Some(Duration::from_millis(1500)),
+            revision: 7,
+            ..ViewStatus::default()
+        });
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "avouch_sidecar_requests_total{entry=\"ext_authz\",answer=\"deny\",reason=\"revoked\"} 1",
+            "avouch_sidecar_requests_total{entry=\"forward_auth\",answer=\"unavailable\",reason=\"stale\"} 0",
+            "avouch_sidecar_latency_seconds_bucket{le=\"0.000025\",entry=\"ext_authz\"} 1",
+            "avouch_sidecar_view_age_seconds 1.5",
+            "avouch_sidecar_view_synced 1",
+            "avouch_sidecar_applied_revision 7",
+            "avouch_build_info{version=",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+}
