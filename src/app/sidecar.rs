@@ -81,8 +81,8 @@ pub struct BoundSidecar {
     registry: Arc<Registry>,
     metrics: Arc<SidecarMetrics>,
     drain_timeout: Duration,
-    // Whoever drops it stops the logins.
-    _credential: Option<Credential>,
+    /// Dropped, it stops the logins.
+    credential: Option<Credential>,
 }
 
 struct Listeners {
@@ -171,7 +171,7 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         registry: Arc::new(registry),
         metrics,
         drain_timeout: config.sidecar.drain_timeout,
-        _credential: credential,
+        credential,
     })
 }
 
@@ -229,6 +229,10 @@ impl BoundSidecar {
                 CatchPanic::new(listener.stats()).layer(Deadline::new(ANSWER_WITHIN).layer(routes));
             checks.spawn(listener.serve(stack, stop_checks.clone(), drain));
         }
+        let renewal = self.credential.as_ref().map(|credential| {
+            let verifier = self.verifier.clone();
+            credential.renew_unless(move || verifier.status().connected)
+        });
         let verifier = self.verifier.clone();
         let synced = tokio::spawn({
             let health = health.clone();
@@ -241,6 +245,9 @@ impl BoundSidecar {
         });
         self.shutdown.cancelled().await;
         readiness.drain();
+        if let Some(renewal) = renewal {
+            renewal.abort();
+        }
         synced.abort();
         // Its end first, or it might say the contrary after.
         let _ended = synced.await;

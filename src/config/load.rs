@@ -119,7 +119,7 @@ fn apply_variable(config: &mut Config, name: &str, value: &str, errors: &mut Con
 
 /// Whether Kubernetes made this variable for a service whose name begins with `avouch`, as it does
 /// for each service of the namespace: `AVOUCH_SERVICE_HOST`, `AVOUCH_SERVER_PORT_7700_TCP_ADDR`.
-fn is_service_link(rest: &str) -> bool {
+pub(super) fn is_service_link(rest: &str) -> bool {
     let words: Vec<&str> = rest.split('_').collect();
     let is = |word: &str| words.contains(&word);
     (is("SERVICE") && (is("HOST") || is("PORT"))) || words.last() == Some(&"PORT") || {

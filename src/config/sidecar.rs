@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::load::is_service_link;
 use super::rules::{self, Rule};
 use super::section::{KeyFault, section};
 use super::sections::Log;
@@ -84,7 +85,7 @@ section! {
         max_staleness: Duration = Duration::from_secs(5),
         /// How far the clocks of this machine and of the server may be apart; at most 5s.
         leeway: Duration = Duration::from_secs(5),
-        /// Whether the upstream gets the token beside the identity headers.
+        /// Whether the upstream gets the token beside the identity headers. Envoy takes it away, other proxies have to be told to.
         forward_token: bool = true,
         /// How many verified tokens to remember, at about 1 KiB each.
         remembered_tokens: usize = 16_384,
@@ -157,10 +158,14 @@ pub fn load(sources: &Sources, issuer: Option<String>) -> Result<SidecarConfig, 
             .extend(Route::beneath("/").ok().map(|route| (String::new(), route, Rule::default()))),
     }
     for (name, value) in &sources.environment {
+        let Some(rest) = name.strip_prefix("AVOUCH_") else { continue };
+        // The file itself is for the command line to find.
+        if name == RULES_VARIABLE || is_service_link(rest) {
+            continue;
+        }
         for section in SECTIONS {
-            let prefix = format!("AVOUCH_{}_", section.to_ascii_uppercase());
-            // The file itself is for the command line to find.
-            if let Some(key) = name.strip_prefix(&prefix).filter(|_| name != RULES_VARIABLE) {
+            let prefix = format!("{}_", section.to_ascii_uppercase());
+            if let Some(key) = rest.strip_prefix(&prefix) {
                 parts.apply(name, section, &key.to_ascii_lowercase(), value, &mut errors);
             }
         }

@@ -1,10 +1,11 @@
-//! The sidecar's own access token, kept fresh: it is asked for again when a fifth of its life is left,
-//! and the old one serves until the new one is there.
+//! The sidecar's own access token, kept fresh: it is asked for again when a fifth of its life is left, or
+//! when nobody takes it any more, and the old one serves until the new one is there.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -19,6 +20,10 @@ use crate::pb::v1::{AuthenticateRequest, ClientAuthentication, ClientCredentials
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The shortest and the longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// How often it is looked whether the token is still taken, and the longest time between two new ones
+/// while it is not.
+const LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Who the sidecar is to the server.
 #[derive(Clone)]
@@ -35,6 +40,7 @@ type Current = Arc<Mutex<Option<MetadataValue<Ascii>>>>;
 pub struct Credential {
     current: Current,
     got: watch::Receiver<bool>,
+    renew: Arc<Notify>,
 }
 
 impl Credential {
@@ -42,8 +48,36 @@ impl Credential {
     pub fn keep(channel: Channel, login: Login, entropy: Arc<dyn Entropy>) -> Self {
         let current = Current::default();
         let (tell, got) = watch::channel(false);
-        tokio::spawn(keep(channel, login, entropy, Arc::clone(&current), tell));
-        Self { current, got }
+        let renew = Arc::new(Notify::new());
+        let keeper = Keeper {
+            channel,
+            login,
+            entropy,
+            current: Arc::clone(&current),
+            renew: Arc::clone(&renew),
+            tell,
+        };
+        tokio::spawn(keeper.run());
+        Self { current, got, renew }
+    }
+
+    /// Gets a new token ahead of time whenever `is_taken` says no, seldomer and seldomer while it goes on
+    /// to say so. A server that revoked this token, too, refuses it until then: whoever revokes
+    /// everything would blind its verifiers for the rest of their tokens' lives.
+    pub fn renew_unless(&self, is_taken: impl Fn() -> bool + Send + 'static) -> JoinHandle<()> {
+        let renew = Arc::clone(&self.renew);
+        tokio::spawn(async move {
+            let mut wait = LOOKS.0;
+            loop {
+                tokio::time::sleep(wait).await;
+                if is_taken() {
+                    wait = LOOKS.0;
+                } else {
+                    renew.notify_one();
+                    wait = (wait * 2).min(LOOKS.1);
+                }
+            }
+        })
     }
 
     /// Waits until there is one.
@@ -59,34 +93,45 @@ impl Credential {
     }
 }
 
-async fn keep(
+struct Keeper {
     channel: Channel,
     login: Login,
     entropy: Arc<dyn Entropy>,
     current: Current,
+    renew: Arc<Notify>,
     tell: watch::Sender<bool>,
-) {
-    let mut failures = 0_u32;
-    loop {
-        let wait = match log_in(channel.clone(), &login).await {
-            Ok((value, life)) => {
-                failures = 0;
-                *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-                tell.send_replace(true);
-                life.mul_f64(0.8).max(BACKOFF.0)
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut failures = 0_u32;
+        loop {
+            let wait = match log_in(self.channel.clone(), &self.login).await {
+                Ok((value, life)) => {
+                    failures = 0;
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+                    self.tell.send_replace(true);
+                    life.mul_f64(0.8).max(BACKOFF.0)
+                }
+                Err(why) => {
+                    failures = failures.saturating_add(1);
+                    tracing::warn!(why, failures, "the sidecar could not log in");
+                    self.backoff(failures)
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // A failure has a wait of its own already.
+                () = self.renew.notified(), if failures == 0 => {}
+                () = self.tell.closed() => return,
             }
-            Err(why) => {
-                failures = failures.saturating_add(1);
-                tracing::warn!(why, failures, "the sidecar could not log in");
-                let longest = (BACKOFF.0 * 2_u32.saturating_pow(failures.min(8))).min(BACKOFF.1);
-                let part = f64::from(u32::from_be_bytes(entropy.bytes())) / f64::from(u32::MAX);
-                BACKOFF.0 + (longest - BACKOFF.0).mul_f64(part)
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = tell.closed() => return,
         }
+    }
+
+    fn backoff(&self, failures: u32) -> Duration {
+        let longest = (BACKOFF.0 * 2_u32.saturating_pow(failures.min(8))).min(BACKOFF.1);
+        let part = f64::from(u32::from_be_bytes(self.entropy.bytes())) / f64::from(u32::MAX);
+        BACKOFF.0 + (longest - BACKOFF.0).mul_f64(part)
     }
 }
 

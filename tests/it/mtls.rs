@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use avouch::app::StoreOptions;
+use avouch::app::{Options, StoreOptions};
 use avouch::domain::caller::{Grant, Right};
 use avouch::domain::client::Client;
 use avouch::domain::clock::ManualClock;
@@ -18,6 +18,8 @@ use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::{NOW, Server, client, options, password_login, reason};
+use crate::process::PATIENCE;
+use crate::sidecar::rig::{Said, Sidecar};
 
 const GATEWAY: &str = "spiffe://mesh.test/ns/edge/sa/gateway";
 const ORDERS: &str = "spiffe://mesh.test/ns/shop/sa/orders";
@@ -58,7 +60,27 @@ fn write(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {
     path
 }
 
+/// A server that shows a certificate and asks its peers for one.
+fn with_tls(directory: &Path, ca: &Ca) -> Options {
+    let (certificate, key) =
+        ca.issue(vec![SanType::DnsName("localhost".try_into().expect("a name"))]);
+    let mut options = options(StoreOptions::Memory);
+    options.grpc.tls = Some(TlsSettings {
+        client_ca_file: Some(write(directory, "ca.pem", &ca.pem)),
+        client_auth: ClientAuth::Optional,
+        ..TlsSettings::new(
+            write(directory, "tls.pem", &certificate),
+            write(directory, "tls.key", &key),
+        )
+    });
+    options
+}
+
 async fn connect(address: SocketAddr, ca: &Ca, identity: Option<Identity>) -> Channel {
+    endpoint(address, ca, identity).connect().await.expect("the server listens")
+}
+
+fn endpoint(address: SocketAddr, ca: &Ca, identity: Option<Identity>) -> Endpoint {
     let mut tls = ClientTlsConfig::new()
         .ca_certificate(tonic::transport::Certificate::from_pem(&ca.pem))
         .domain_name("localhost");
@@ -70,26 +92,13 @@ async fn connect(address: SocketAddr, ca: &Ca, identity: Option<Identity>) -> Ch
         .tls_config(tls)
         .expect("TLS")
         .connect_timeout(Duration::from_secs(10))
-        .connect()
-        .await
-        .expect("the server listens")
 }
 
 #[tokio::test]
 async fn certificates_stand_for_callers_and_for_clients_and_nothing_is_allowed_by_default() {
     let directory = tempfile::tempdir().expect("a directory");
     let ca = Ca::new();
-    let (certificate, key) =
-        ca.issue(vec![SanType::DnsName("localhost".try_into().expect("a name"))]);
-    let mut options = options(StoreOptions::Memory);
-    options.grpc.tls = Some(TlsSettings {
-        client_ca_file: Some(write(directory.path(), "ca.pem", &ca.pem)),
-        client_auth: ClientAuth::Optional,
-        ..TlsSettings::new(
-            write(directory.path(), "tls.pem", &certificate),
-            write(directory.path(), "tls.key", &key),
-        )
-    });
+    let mut options = with_tls(directory.path(), &ca);
     options.certificate_grants = vec![CertificateGrant {
         name: GATEWAY.into(),
         grant: Grant { audience: Some("orders".into()), ..Grant::unlimited(Right::Introspect) },
@@ -146,4 +155,37 @@ async fn certificates_stand_for_callers_and_for_clients_and_nothing_is_allowed_b
     let denied = as_gateway.revoke(revoke).await.expect_err("no grant");
     assert_eq!(denied.code(), Code::PermissionDenied);
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_sidecar_with_a_certificate_follows_its_audience_without_a_secret() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ca = Ca::new();
+    let mut options = with_tls(directory.path(), &ca);
+    options.certificate_grants = [Right::Watch, Right::Introspect]
+        .map(|right| CertificateGrant {
+            name: GATEWAY.into(),
+            grant: Grant { audience: Some("orders".into()), ..Grant::unlimited(right) },
+        })
+        .into();
+    let clock = Arc::new(ManualClock::new(NOW));
+    let server = Server::with_channel(options, clock, |address| connect(address, &ca, None))
+        .await
+        .expect("the server starts");
+    let app = server.first_party("app").await;
+    server.add_user("ada").await;
+    let token = server.login(&app, "ada").await.access_token;
+    let gateway = endpoint(server.grpc, &ca, Some(ca.workload(GATEWAY)));
+    let rules = "[[rule]]\nprefix = \"/\"\nmax_staleness = \"1h\"\n";
+    let sidecar = Sidecar::with(gateway, None, rules, &[]).await;
+    tokio::time::timeout(PATIENCE, sidecar.verifier.synced()).await.expect("it follows");
+    assert!(sidecar.check_token("GET", "/", &token).await.passes());
+    let request = pb::RevokeRequest {
+        client: Some(app),
+        target: Some(pb::revoke_request::Target::Token(token.clone())),
+        wait: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        ..Default::default()
+    };
+    server.identity().revoke(request).await.expect("revoked");
+    assert_eq!(sidecar.check_token("GET", "/", &token).await, Said::invalid_token());
 }

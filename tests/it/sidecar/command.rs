@@ -146,7 +146,10 @@ async fn the_environment_goes_over_the_file_and_a_flag_over_both() {
         .env("AVOUCH_SIDECAR_RULES", &rules)
         .env("AVOUCH_SIDECAR_POLICY", "open")
         .env("AVOUCH_SIDECAR_MAX_STALENESS", "2s")
-        .env("AVOUCH_STORE_PATH", "/nobody/cares");
+        .env("AVOUCH_STORE_PATH", "/nobody/cares")
+        // Kubernetes sets these for a service called avouch-sidecar.
+        .env("AVOUCH_SIDECAR_SERVICE_HOST", "10.0.0.1")
+        .env("AVOUCH_SIDECAR_PORT_9191_TCP_ADDR", "10.0.0.1");
     let output = command.output().await.expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(

@@ -170,7 +170,7 @@ impl Said {
         matches!(self, Self::Pass { .. })
     }
 
-    fn of(answer: Result<CheckResponse, tonic::Status>) -> Self {
+    pub(crate) fn of(answer: Result<CheckResponse, tonic::Status>) -> Self {
         let answer = match answer {
             Ok(answer) => answer,
             Err(status) => return Self::Failed(status.code()),
@@ -273,18 +273,18 @@ pub(crate) async fn unix_channel(path: PathBuf) -> Channel {
     endpoint.connect_with_connector(tower::service_fn(connect)).await.expect("it listens")
 }
 
-/// What a sidecar says to a question of these bytes.
-async fn ask(channel: &Channel, bytes: Vec<u8>) -> Said {
+/// The answer of a sidecar to a question of these bytes, if the call did not fail.
+pub(crate) async fn ask(channel: &Channel, bytes: Vec<u8>) -> Result<CheckResponse, tonic::Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.expect("connected");
     let path = http::uri::PathAndQuery::from_static("/envoy.service.auth.v3.Authorization/Check");
     let answer = client.unary(tonic::Request::new(bytes), path, Bytes).await;
-    Said::of(answer.map(|answer| CheckResponse::decode(&*answer.into_inner()).expect("it decodes")))
+    answer.map(|answer| CheckResponse::decode(&*answer.into_inner()).expect("it decodes"))
 }
 
 /// Whether a request may pass.
 pub(crate) async fn passes(channel: &Channel, bytes: Vec<u8>) -> bool {
-    ask(channel, bytes).await.passes()
+    Said::of(ask(channel, bytes).await).passes()
 }
 
 /// A running sidecar.
@@ -338,10 +338,20 @@ impl Sidecar {
         rules: &str,
         flags: &[(&str, &str)],
     ) -> Self {
+        let server = Endpoint::from_shared(format!("http://{server}")).expect("a URL");
+        Self::with(server, Some(client), rules, flags).await
+    }
+
+    /// The same on a server that is reached in any way.
+    pub(crate) async fn with(
+        server: Endpoint,
+        client: Option<pb::ClientAuthentication>,
+        rules: &str,
+        flags: &[(&str, &str)],
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let config = config(directory.path(), rules, flags);
-        let server = Endpoint::from_shared(format!("http://{server}")).expect("a URL");
-        let options = SidecarOptions { config, server, client: Some(client) };
+        let options = SidecarOptions { config, server, client };
         let bound: BoundSidecar = build(options).await.expect("it starts");
         let Some(Address::Unix(envoy)) = bound.ext_authz.clone() else { panic!("not on a socket") };
         let Some(Address::Tcp(forward_auth)) = bound.forward_auth else { panic!("no port") };
@@ -360,7 +370,7 @@ impl Sidecar {
 
     /// What the sidecar says to a question of these bytes.
     pub(crate) async fn check_bytes(&self, bytes: Vec<u8>) -> Said {
-        ask(&self.envoy, bytes).await
+        Said::of(ask(&self.envoy, bytes).await)
     }
 
     /// What the sidecar says to Envoy about a request.

@@ -3,12 +3,15 @@
 
 use avouch::app::StoreOptions;
 use avouch::pb::v1 as pb;
+use avouch::service::journal::Happening;
+use prost::Message as _;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::rig::{Said, Sidecar, forwarded, until};
+use super::rig::{Said, Sidecar, ask, forwarded, question, until};
 use crate::harness::{Server, options};
+use crate::support::proxy::Proxy;
 
 /// Rules of each policy, and the time after which it decides.
 const RULES: &str = r#"
@@ -138,4 +141,60 @@ async fn a_stale_token_is_asked_about_where_the_rule_says_so() {
     server.revoke(&app, target).await.expect("revoked");
     let refused = async || sidecar.check_token("GET", "/", &token).await == Said::invalid_token();
     until("the server says no", refused).await;
+}
+
+#[tokio::test]
+async fn who_revokes_everything_does_not_blind_the_sidecar() {
+    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let sidecar = Sidecar::beside(&server, RULES, &[]).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    let token = server.login(&app, "ada").await.access_token;
+    assert!(sidecar.check_token("GET", "/closed", &token).await.passes());
+    // The sidecar's own token is among what is revoked, and its stream ends.
+    server.journal.take();
+    let target = pb::revoke_request::Target::Everything(true);
+    server.revoke(&operator, target).await.expect("revoked");
+    let refused =
+        async || sidecar.check_token("GET", "/closed", &token).await == Said::invalid_token();
+    until("the old token is refused", refused).await;
+    // It logs in again only where its stream has ended.
+    let own = |happening: &Happening| {
+        matches!(happening, Happening::LoginSucceeded { session: None, .. })
+    };
+    until("a new token", async || server.journal.take().iter().any(own)).await;
+    until("it is followed again", async || sidecar.verifier.status().connected).await;
+    let token = server.login(&app, "ada").await.access_token;
+    assert!(sidecar.check_token("GET", "/closed", &token).await.passes());
+}
+
+#[tokio::test]
+async fn a_check_that_is_under_way_is_answered_before_the_end() {
+    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let proxy = Proxy::to(server.grpc).await;
+    let client = server.powerful("sidecar").await;
+    let rules = "[[rule]]\nprefix = \"/\"\npolicy = \"introspect\"\nmax_staleness = \"0s\"\n";
+    let sidecar = Sidecar::start(proxy.address, client, rules, &[]).await;
+    sidecar.verifier.synced().await;
+    let app = server.first_party("app").await;
+    server.add_user("ada").await;
+    let token = server.login(&app, "ada").await.access_token;
+    // The server is asked, and its answer does not come.
+    proxy.mute(true);
+    let asked_before = sidecar.verifier.stats().asked;
+    let (envoy, authorization) = (sidecar.envoy.clone(), format!("Bearer {token}"));
+    let checks = tokio::spawn(async move {
+        loop {
+            let question = question("GET", "/", &[("authorization", &authorization)]);
+            match ask(&envoy, question.encode_to_vec()).await {
+                Ok(answer) => assert!(Said::of(Ok(answer)).passes()),
+                Err(status) => return status,
+            }
+        }
+    });
+    until("under way", async || sidecar.verifier.stats().asked > asked_before).await;
+    assert_eq!(sidecar.stop().await.aborted, 0);
+    let status = checks.await.expect("an answer");
+    assert_eq!(status.message(), "revocations are not known up to now", "its own: {status:?}");
 }
