@@ -213,7 +213,7 @@ impl Parts {
         rules: &mut Vec<(String, Route, Rule)>,
         errors: &mut ConfigErrors,
     ) {
-        for table in file::read(name, text, errors) {
+        for table in file::read(name, text, errors).into_iter().flatten() {
             let origin = format!("{name}:{}", table.line);
             match (table.name.as_str(), table.in_array) {
                 ("rule", true) => {
