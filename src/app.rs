@@ -51,6 +51,7 @@ use crate::store::memory::MemoryEngine;
 use crate::store::sled::{SledEngine, SledSettings};
 use crate::store::{OpenError, Store, StoreError};
 
+pub mod agent;
 pub mod bootstrap;
 pub mod journal;
 pub mod serve;

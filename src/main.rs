@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use avouch::app;
 use avouch::cli::files::Addresses;
-use avouch::cli::{self, Cli, ServeError, ServeOptions, SidecarLink};
+use avouch::cli::{self, Cli, NodeAgentOptions, ServeError, ServeOptions, SidecarLink};
 use avouch::config::Config;
 use avouch::config::sections::LogFormat;
 use avouch::config::sidecar::SidecarConfig;
@@ -13,7 +13,7 @@ use avouch::telemetry;
 fn main() -> ExitCode {
     let cli = Cli::parse_or_exit();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(cli::run(cli, serve, sidecar)),
+        Ok(runtime) => runtime.block_on(cli::run(cli, serve, sidecar, node_agent)),
         Err(error) => {
             cli::complain_of(&error);
             ExitCode::FAILURE
@@ -36,4 +36,20 @@ async fn sidecar(config: SidecarConfig, link: SidecarLink) -> Result<(), ServeEr
     telemetry::init(config.log.format == LogFormat::Json, &config.log.level)?;
     let SidecarLink { server, client } = link;
     Ok(app::sidecar::serve(app::sidecar::SidecarOptions { config, server, client }).await?)
+}
+
+async fn node_agent(options: NodeAgentOptions) -> Result<(), ServeError> {
+    telemetry::init(options.log_json, &options.log_level)?;
+    let NodeAgentOptions { listen, server, .. } = options;
+    let options = app::agent::AgentOptions {
+        socket_mode: options.socket_mode,
+        ops: options.ops,
+        client: options.client,
+        name: options.name,
+        max_entries: options.max_entries,
+        max_neighbours: options.max_neighbours,
+        drain_timeout: options.drain_timeout,
+        ..app::agent::AgentOptions::new(listen, server)
+    };
+    Ok(app::agent::serve(options).await?)
 }

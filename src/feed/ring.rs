@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use super::source::Proof;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Entry, Event, Revocation, Target};
 use crate::domain::ids::Revision;
@@ -27,14 +28,6 @@ pub(super) struct Frame {
     pub(super) at: Timestamp,
     pub(super) encoded: OnceLock<Bytes>,
     bytes: usize,
-}
-
-/// How far the replica can vouch: every Revoke that was acknowledged before `as_of` is at or before
-/// `head`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Proof {
-    pub(super) as_of: Timestamp,
-    pub(super) head: Revision,
 }
 
 /// A check of the whole view at one position.
@@ -87,6 +80,11 @@ impl Ring {
 
     pub(super) const fn head(&self) -> Revision {
         self.head
+    }
+
+    /// Every event after this one is held.
+    pub(super) const fn floor(&self) -> Revision {
+        self.floor
     }
 
     /// Entries and bytes held.
