@@ -69,10 +69,19 @@ pub struct AgentStatus {
     pub lost: Option<String>,
 }
 
-/// There are more revocations than the agent may hold, and half a set is worse than none.
+/// Why the agent cannot have the whole set. Half a set is worse than none: what it lacks would be good
+/// again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("there are more revocations than {0} entries have room for; raise --max-entries")]
-pub struct Full(pub u64);
+pub enum Unfit {
+    /// There are more revocations than it may hold.
+    #[error("there are more revocations than {0} entries have room for; raise --max-entries")]
+    Full(u64),
+    /// The server does not show it everything.
+    #[error(
+        "the agent's credentials may not watch everything; grant its client the right `watch` without an audience, a client or a subject"
+    )]
+    Limited,
+}
 
 /// What the task that follows, the neighbours' calls and the operators look at.
 struct Inner {
@@ -85,7 +94,7 @@ struct Inner {
     upstream: Mutex<Option<Arc<Upstream>>>,
     fresh: Mutex<Option<Fresh>>,
     synced: watch::Sender<bool>,
-    full: watch::Sender<bool>,
+    unfit: watch::Sender<Option<Unfit>>,
     draining: AtomicBool,
     connected: AtomicBool,
     refused: AtomicBool,
@@ -137,7 +146,7 @@ impl Agent {
             upstream: Mutex::default(),
             fresh: Mutex::default(),
             synced: watch::Sender::new(false),
-            full: watch::Sender::new(false),
+            unfit: watch::Sender::new(None),
             draining: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             refused: AtomicBool::new(false),
@@ -162,11 +171,14 @@ impl Agent {
         let _synced = synced.wait_for(|synced| *synced).await;
     }
 
-    /// Waits until there is no room for the set. The agent is of no use from then on.
-    pub async fn full(&self) -> Full {
-        let mut full = self.inner.full.subscribe();
-        let _full = full.wait_for(|full| *full).await;
-        Full(self.inner.max_entries)
+    /// Waits until it turns out that it cannot have the whole set. It is of no use from then on.
+    pub async fn unfit(&self) -> Unfit {
+        let mut unfit = self.inner.unfit.subscribe();
+        match unfit.wait_for(Option::is_some).await.map(|why| *why) {
+            Ok(Some(why)) => why,
+            // The sender is held here.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
     }
 
     /// Says whether the server took the credential when it was shown last.
@@ -212,7 +224,7 @@ impl Agent {
 }
 
 async fn follow(mut watch: Watch, inner: Arc<Inner>) {
-    while !*inner.full.borrow() {
+    while inner.unfit.borrow().is_none() {
         let event = watch.next().await;
         inner.take(event).await;
     }
@@ -267,7 +279,7 @@ impl Inner {
     /// A whole set has come: from now on it is what neighbours get.
     async fn begin(&self, building: Building, fresh: Fresh) {
         let view = self.view.load_full();
-        if self.is_full() {
+        if self.is_unfit() {
             return;
         }
         let old = self.relaying.feed();
@@ -304,7 +316,7 @@ impl Inner {
 
     /// The server vouches for everything up to here.
     async fn renew(&self, fresh: Fresh) {
-        if self.is_full() {
+        if self.is_unfit() {
             return;
         }
         let upstream = lock(&self.upstream).clone();
@@ -316,17 +328,21 @@ impl Inner {
         feed.prove().await;
     }
 
-    /// Serves nobody any more, if something had to be left out.
-    fn is_full(&self) -> bool {
-        let full = self.view.load().is_partial();
-        if full {
-            tracing::error!("{}", Full(self.max_entries));
-            if let Some(feed) = self.relaying.stop() {
-                feed.drain();
-            }
-            self.full.send_replace(true);
+    /// Serves nobody any more, if something is missing.
+    fn is_unfit(&self) -> bool {
+        let why = if self.view.load().is_partial() {
+            Unfit::Full(self.max_entries)
+        } else if self.relaying.is_limited() {
+            Unfit::Limited
+        } else {
+            return false;
+        };
+        tracing::error!("{why}");
+        if let Some(feed) = self.relaying.stop() {
+            feed.drain();
         }
-        full
+        self.unfit.send_replace(Some(why));
+        true
     }
 
     fn measure(&self, revocations: &[v1::Revocation], fresh: Fresh) {

@@ -1,5 +1,6 @@
 //! Frames on their way from the server to the neighbours.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::domain::event::{Entry, Event, Target};
 use crate::domain::ids::{Cursor, Revision};
 use crate::feed::Feed;
 use crate::grpc::frame;
+use crate::pb::v1;
 use crate::pb::v1::watch_revocations_response::Frame;
 
 /// How long neighbours may take to apply what somebody waits for: as long as a Revoke can wait.
@@ -41,11 +43,24 @@ impl Building {
     }
 }
 
+/// What the heartbeats of one stream said of whether it shows everything.
+#[derive(Default)]
+struct Looks {
+    last: Option<v1::Heartbeat>,
+    /// Whether one had a digest.
+    digest: bool,
+    /// How many should have had one.
+    without: u32,
+}
+
 /// Passes on what the server says, to the neighbours or into the set that they are to get.
 pub(super) struct Relaying {
     building: Mutex<Option<Building>>,
     feed: Mutex<Option<Arc<Feed>>>,
     waits: Arc<Semaphore>,
+    looks: Mutex<Looks>,
+    /// Whether the server leaves something out.
+    limited: AtomicBool,
 }
 
 impl Default for Relaying {
@@ -54,6 +69,8 @@ impl Default for Relaying {
             building: Mutex::default(),
             feed: Mutex::default(),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
+            looks: Mutex::default(),
+            limited: AtomicBool::new(false),
         }
     }
 }
@@ -79,6 +96,32 @@ impl Relaying {
         lock(&self.building).is_some()
     }
 
+    /// Whether the server leaves something out.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Acquire)
+    }
+
+    /// Finds out by heartbeats whether the server leaves something out, where `effective_filter` could
+    /// not say so. Between two of them it proved contact, at the position of both, so that it has a
+    /// digest for that; it keeps it to itself when the stream does not show everything. Once it may
+    /// have been an event that came just then.
+    fn look_at(&self, heartbeat: &v1::Heartbeat) {
+        const OFTEN: u32 = 3;
+        let mut looks = lock(&self.looks);
+        if heartbeat.digest.is_some() {
+            looks.digest = true;
+        } else if let Some(last) = &looks.last
+            && last.through == heartbeat.through
+            && last.as_of_time != heartbeat.as_of_time
+        {
+            looks.without += 1;
+        }
+        looks.last = Some(heartbeat.clone());
+        if !looks.digest && looks.without >= OFTEN {
+            self.limited.store(true, Ordering::Release);
+        }
+    }
+
     /// What was fetched, if anything was.
     pub(super) fn built(&self) -> Option<Building> {
         lock(&self.building).take()
@@ -94,7 +137,14 @@ impl Relay for Relaying {
     fn take(&self, frame: &Frame) -> Option<()> {
         let mut building = lock(&self.building);
         match frame {
-            Frame::Start(start) => *building = (!start.resumed).then(Building::default),
+            Frame::Start(start) => {
+                *building = (!start.resumed).then(Building::default);
+                *lock(&self.looks) = Looks::default();
+                let filter = start.effective_filter.as_ref();
+                if filter.is_some_and(|it| *it != v1::RevocationFilter::default()) {
+                    self.limited.store(true, Ordering::Release);
+                }
+            }
             Frame::Reset(_) => *building = Some(Building::default()),
             Frame::KeySet(keys) => {
                 let through = cursor(keys.through.as_ref()?)?.revision;
@@ -120,9 +170,9 @@ impl Relay for Relaying {
                     (None, None) => {}
                 }
             }
-            // What they claim is looked at first.
-            Frame::Synced(_) | Frame::Heartbeat(_) => {}
-            Frame::GoAway(_) | Frame::AckRequest(_) => {}
+            // What is claimed is passed on once the set was checked.
+            Frame::Heartbeat(heartbeat) => self.look_at(heartbeat),
+            Frame::Synced(_) | Frame::GoAway(_) | Frame::AckRequest(_) => {}
         }
         Some(())
     }

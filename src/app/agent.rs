@@ -14,7 +14,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
-use crate::agent::{Agent, AgentSettings, Full, Neighbours};
+use crate::agent::{Agent, AgentSettings, Neighbours, Unfit};
 use crate::client::watch::WatchSettings;
 use crate::crypto::OsEntropy;
 use crate::domain::address::Address;
@@ -101,9 +101,9 @@ pub enum AgentError {
     /// The operating system refused.
     #[error("cannot wait for signals: {0}")]
     Signal(#[from] std::io::Error),
-    /// There is no room for the set.
+    /// It cannot have the whole set.
     #[error(transparent)]
-    Full(#[from] Full),
+    Unfit(#[from] Unfit),
 }
 
 /// An agent that is bound and not yet served.
@@ -138,6 +138,8 @@ pub async fn build(options: AgentOptions) -> Result<BoundAgent, AgentError> {
             protocol,
             // Peers on one machine share an address: the cap for all of them is the only one.
             max_connections_per_peer: ListenSettings::default().max_connections,
+            // Streams end by themselves, with a go-away, before their connection does.
+            max_connection_age: Duration::from_secs(3600),
             socket_mode: options.socket_mode,
             ..ListenSettings::default()
         };
@@ -185,8 +187,8 @@ impl BoundAgent {
     /// goes, neighbours are told to go, and metrics are there to the end.
     ///
     /// # Errors
-    /// When there is no room for the set; it drains then, too.
-    pub async fn serve(self) -> Result<DrainSummary, Full> {
+    /// When it cannot have the whole set; it drains then, too.
+    pub async fn serve(self) -> Result<DrainSummary, Unfit> {
         let Self { agent, shutdown, drain_timeout, .. } = self;
         let readiness = Readiness::default();
         let latch = readiness.register("revocations");
@@ -225,9 +227,9 @@ impl BoundAgent {
         let grpc = tokio::spawn(self.listener.serve(stack, stop.clone(), drain_timeout));
         let follow_health = tokio::spawn(tell_health(Arc::clone(&agent), health.clone(), latch));
 
-        let full = tokio::select! {
+        let unfit = tokio::select! {
             () = shutdown.cancelled() => None,
-            full = agent.full() => Some(full),
+            why = agent.unfit() => Some(why),
         };
         shutdown.cancel();
         readiness.drain();
@@ -241,7 +243,7 @@ impl BoundAgent {
         stop_http.cancel();
         while http.join_next().await.is_some() {}
         while beside.join_next().await.is_some() {}
-        full.map_or(Ok(summary), Err)
+        unfit.map_or(Ok(summary), Err)
     }
 }
 
@@ -286,7 +288,7 @@ fn report(metrics: &AgentMetrics, agent: &Agent) {
     });
 }
 
-/// Serves until a signal comes, or until there is no room for the set.
+/// Serves until a signal comes, or until it cannot have the whole set.
 ///
 /// # Errors
 /// See [`AgentError`].

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use avouch::agent::Full;
+use avouch::agent::Unfit;
 use avouch::app::agent::{AgentError, AgentOptions, build};
+use avouch::domain::caller::{Grant, Right};
+use avouch::domain::client::Client;
 use avouch::domain::ids::Cursor;
 use avouch::feed::subscription::{Item, Leave};
 use avouch::feed::{FeedSettings, Subscribe};
@@ -19,10 +21,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::rig::{LONG, Rig, Switch, agent};
-use crate::harness::{http_get, reason};
+use crate::harness::{client, http_get, reason};
 use crate::support::serve::{endpoint, serve};
 use crate::support::world::{World, subscribe};
-use crate::verifier::until;
+use crate::verifier::{Scene, until};
 
 async fn health(rig: &Rig, service: &str) -> ServingStatus {
     let channel = rig.endpoint().connect().await.expect("it listens");
@@ -85,10 +87,27 @@ async fn an_agent_without_room_for_the_set_stops_and_ends_its_streams() {
     world.revoke().await;
     let gone = |frame: &Frame| matches!(frame, Frame::GoAway(_));
     neighbour.until(gone).await;
-    assert_eq!(rig.ended().await, Err(Full(2)));
+    assert_eq!(rig.ended().await, Err(Unfit::Full(2)));
     // One that has none in the first place serves nobody at all.
     let rig = agent(address, |options| options.max_entries = 2).await;
-    assert_eq!(rig.ended().await, Err(Full(2)));
+    assert_eq!(rig.ended().await, Err(Unfit::Full(2)));
+}
+
+/// What it does not see, its neighbours would not see either, and would not know.
+#[tokio::test]
+async fn credentials_that_may_not_watch_everything_are_no_good_for_an_agent() {
+    let scene = Scene::new().await;
+    let limits = [
+        Grant { audience: Some("orders".into()), ..Grant::unlimited(Right::Watch) },
+        // The filter that the server states has no field for this one.
+        Grant { subject: Some("ann".parse().expect("an id")), ..Grant::unlimited(Right::Watch) },
+    ];
+    for (n, grant) in limits.into_iter().enumerate() {
+        let client = Client { grants: vec![grant], ..client(&format!("limited-{n}")) };
+        let client = scene.server.add_client(client).await;
+        let rig = agent(scene.server.grpc, |options| options.client = Some(client)).await;
+        assert_eq!(rig.ended().await, Err(Unfit::Limited), "{n}");
+    }
 }
 
 /// With windows so small that the first frame fills them, and nobody who reads.

@@ -4,14 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use avouch::client::watch::{Lost, WatchEvent};
-use avouch::domain::ids::{LogId, Revision};
-use avouch::feed::FeedSettings;
+use avouch::domain::clock::Timestamp;
+use avouch::domain::event::Entry;
+use avouch::domain::ids::{Cursor, LogId, Revision};
+use avouch::domain::view::{TOKEN_BUCKET_SECS, View, bucket_end};
+use avouch::feed::subscription::Item;
+use avouch::feed::{Feed, FeedSettings, Known, Proof, Source};
+use avouch::grpc::frame::BatchEncoder;
 use avouch::pb::v1;
 use avouch::pb::v1::watch_revocations_response::Frame;
+use avouch::store::StoreError;
 
 use super::rig::{LONG, Switch, agent, agent_at, event_where, is_synced};
 use crate::support::serve::serve;
-use crate::support::world::World;
+use crate::support::world::{START, World, subscribe};
 
 const fn is_lost(event: &WatchEvent) -> bool {
     matches!(event, WatchEvent::Disconnected { .. })
@@ -105,7 +111,7 @@ async fn a_set_that_was_not_the_servers_is_replaced_at_the_neighbours_too() {
     let event = event_where(&mut watch, is_connected).await;
     assert!(matches!(event, WatchEvent::Connected { resumed: false, .. }), "{event:?}");
     event_where(&mut watch, is_synced).await;
-    let digest = watch.view().load().digest(crate::support::world::START);
+    let digest = watch.view().load().digest(START);
     assert_eq!(digest.count, 2, "two tokens, where there were a token and a subject");
 }
 
@@ -165,5 +171,49 @@ async fn a_server_that_is_away_for_long_is_no_reason_to_forget_or_to_claim() {
             assert_eq!(heartbeat.through.expect("a cursor").revision, 2);
             break;
         }
+    }
+}
+
+/// A source that says the same for ever, as that of an agent does which is cut off.
+struct Silent(Proof);
+
+#[tonic::async_trait]
+impl Source for Silent {
+    fn events_after(&self, _: Revision, _: usize) -> Result<Option<Vec<Entry>>, StoreError> {
+        Ok(None)
+    }
+
+    async fn prove(&self, _: Timestamp) -> Option<Proof> {
+        Some(self.0)
+    }
+}
+
+/// Buckets end while the server is silent. A digest that counted them would not be that of a
+/// neighbour that has dropped them.
+#[tokio::test]
+async fn a_digest_counts_what_both_ends_still_hold_however_long_the_server_is_silent() {
+    let world = World::new();
+    let view = Arc::new(View::default());
+    view.insert_token(bucket_end(START.after(Duration::from_secs(300)), TOKEN_BUCKET_SECS), 7);
+    let through = Cursor { log_id: LogId::from_bytes([7; 16]), revision: Revision(1) };
+    let proof = Proof { as_of: START, head: through.revision };
+    let known = Known { view, coarse: Vec::new(), through, oldest: through.revision };
+    let clock = Arc::clone(&world.clock);
+    let (entropy, encoder) = (Arc::clone(&world.entropy), Arc::new(BatchEncoder));
+    let source = Arc::new(Silent(proof));
+    let feed = Feed::relay(source, known, clock, entropy, encoder, FeedSettings::default());
+    for (silent_for, held) in [(0, 1), (100, 1), (600, 0)] {
+        world.clock.set(START.after(Duration::from_secs(silent_for)));
+        feed.prove().await;
+        let mut items = feed.subscribe(subscribe()).await.expect("it begins");
+        let mark = loop {
+            if let Some(Item::Synced(mark)) = items.next().await.expect("it goes on") {
+                break mark;
+            }
+        };
+        assert_eq!(mark.as_of, START);
+        let check = mark.check.expect("a digest");
+        assert!(check.counted_after >= mark.at.after(Duration::from_secs(60)), "{silent_for}");
+        assert_eq!(check.digest.count, held, "{silent_for}");
     }
 }

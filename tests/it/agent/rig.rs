@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use avouch::agent::{Agent, Full};
+use avouch::agent::{Agent, Unfit};
 use avouch::app::agent::{AgentOptions, BoundAgent, build};
 use avouch::client::watch::{Watch, WatchEvent, WatchSettings};
 use avouch::domain::address::Address;
@@ -34,7 +34,7 @@ pub(super) struct Rig {
     pub(super) socket: PathBuf,
     pub(super) ops: SocketAddr,
     shutdown: CancellationToken,
-    task: JoinHandle<Result<DrainSummary, Full>>,
+    task: JoinHandle<Result<DrainSummary, Unfit>>,
     _directory: Option<TempDir>,
 }
 
@@ -92,13 +92,13 @@ impl Rig {
     }
 
     /// Drains and stops.
-    pub(super) async fn stop(self) -> Result<DrainSummary, Full> {
+    pub(super) async fn stop(self) -> Result<DrainSummary, Unfit> {
         self.shutdown.cancel();
         self.ended().await
     }
 
     /// Waits for its end.
-    pub(super) async fn ended(self) -> Result<DrainSummary, Full> {
+    pub(super) async fn ended(self) -> Result<DrainSummary, Unfit> {
         timeout(LONG, self.task).await.expect("it ends").expect("without a panic")
     }
 
@@ -146,14 +146,17 @@ impl Frames {
 
     /// Reads up to the first that is `wanted`; gives what came before, and it.
     pub(super) async fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> (Between, Frame) {
-        let mut between = Vec::new();
-        loop {
-            let frame = self.next().await.expect("the stream goes on");
-            if wanted(&frame) {
-                return (between, frame);
+        let found = async {
+            let mut between = Vec::new();
+            loop {
+                let frame = self.next().await.expect("the stream goes on");
+                if wanted(&frame) {
+                    return (between, frame);
+                }
+                between.push(frame);
             }
-            between.push(frame);
-        }
+        };
+        timeout(LONG, found).await.expect("the frame in time")
     }
 
     pub(super) async fn synced(&mut self) -> (Between, v1::Synced) {
@@ -167,9 +170,9 @@ impl Frames {
     pub(super) async fn revocations(&mut self, until: u64) -> Vec<v1::Revocation> {
         let mut revocations: Vec<v1::Revocation> = Vec::new();
         while revocations.last().is_none_or(|last| last.revision < until) {
-            if let Frame::Batch(batch) = self.next().await.expect("the stream goes on") {
-                revocations.extend(batch.revocations);
-            }
+            let (_, frame) = self.until(|frame| matches!(frame, Frame::Batch(_))).await;
+            let Frame::Batch(batch) = frame else { panic!("{frame:?}") };
+            revocations.extend(batch.revocations);
         }
         revocations
     }
