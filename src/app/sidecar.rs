@@ -59,6 +59,9 @@ pub enum SidecarError {
     /// A listener did not bind.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The agent cannot be named by a URL.
+    #[error("sidecar.agent cannot be used: {0}")]
+    Agent(#[from] tonic::transport::Error),
     /// The operating system refused.
     #[error("cannot wait for signals: {0}")]
     Signal(#[from] std::io::Error),
@@ -140,11 +143,13 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         let _ready = tokio::time::timeout(FIRST_LOGIN, credential.ready()).await;
     }
     let authorization = credential.as_ref().map(Credential::authorization);
+    let agent = sidecar.agent.as_ref().map(agent_at).transpose()?;
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
         subscriber_id: sidecar.name.clone(),
-        authorization: authorization.clone(),
-        ..WatchSettings::new(vec![server])
+        // An agent asks for no credential, so it is shown none.
+        authorization: authorization.clone().filter(|_| agent.is_none()),
+        ..WatchSettings::new(vec![agent.unwrap_or(server)])
     };
     let settings = VerifierSettings {
         leeway: sidecar.leeway,
@@ -173,6 +178,14 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         drain_timeout: config.sidecar.drain_timeout,
         credential,
     })
+}
+
+fn agent_at(address: &Address) -> Result<Endpoint, SidecarError> {
+    let url = match address {
+        Address::Tcp(address) => format!("http://{address}"),
+        Address::Unix(_) => address.to_string(),
+    };
+    Ok(Endpoint::from_shared(url)?)
 }
 
 const fn policy(policy: config::Policy) -> Policy {

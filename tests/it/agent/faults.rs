@@ -106,7 +106,10 @@ async fn credentials_that_may_not_watch_everything_are_no_good_for_an_agent() {
         let client = Client { grants: vec![grant], ..client(&format!("limited-{n}")) };
         let client = scene.server.add_client(client).await;
         let rig = agent(scene.server.grpc, |options| options.client = Some(client)).await;
+        let agent = Arc::clone(&rig.agent);
         assert_eq!(rig.ended().await, Err(Unfit::Limited), "{n}");
+        // Where the server says so, nobody is served in the first place.
+        assert_eq!(agent.status().snapshots, u64::from(n == 1), "{n}");
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::rig::{Frames, LONG, Rig, agent, revisions};
 use crate::harness::reason;
+use crate::sidecar::rig::Sidecar;
 use crate::support::serve::{channel, serve};
 use crate::support::world::World;
 use crate::verifier::{Scene, until};
@@ -196,6 +197,22 @@ async fn a_cursor_of_the_server_is_good_at_the_agent_and_the_other_way_round() {
     assert!(!here.start.resumed);
     assert!(matches!(between[0], Frame::Snapshot(_)), "{between:?}");
     assert!(synced.through.expect("a cursor").revision >= 3);
+}
+
+#[tokio::test]
+async fn a_sidecar_follows_an_agent_and_asks_the_server_alone() {
+    let scene = Scene::new().await;
+    let rig = agent_of(&scene, scene.server.grpc).await;
+    let agent = format!("unix://{}", rig.socket.display());
+    let flags = [("sidecar.agent", agent.as_str())];
+    let sidecar = Sidecar::beside(&scene.server, crate::sidecar::rig::RULES, &flags).await;
+    assert_eq!(scene.server.service.feed().stats().watchers, 1, "the node, and no pod");
+    assert_eq!(rig.agent.status().neighbours, 1);
+    let ada = scene.login("ada").await;
+    assert!(sidecar.check_token("GET", "/orders", &ada.access_token).await.passes());
+    scene.revoke(&sidecar.verifier, Target::SessionId(ada.session_id)).await;
+    assert!(!sidecar.check_token("GET", "/orders", &ada.access_token).await.passes());
+    sidecar.stop().await;
 }
 
 #[tokio::test]
