@@ -7,7 +7,7 @@
 //! cli                            the command line: asks over gRPC, as everybody does
 //! app                            puts the layers together, and starts them
 //! grpc        http    listen     the wire: who calls, decode, encode; the accept loop
-//! service                        what avouch does, one operation a file
+//! service     agent              what avouch does, one operation a file; the stream, served on
 //! feed                           from durable to subscribed
 //! store       keys    password   state and its events in one commit; the ring; the hasher
 //! jwt         crypto  precis     tokens, HMAC and sealing, spelling

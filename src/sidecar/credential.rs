@@ -115,7 +115,7 @@ impl Keeper {
                 }
                 Err(why) => {
                     failures = failures.saturating_add(1);
-                    tracing::warn!(why, failures, "the sidecar could not log in");
+                    tracing::warn!(why, failures, "could not log in");
                     self.backoff(failures)
                 }
             };
