@@ -6,8 +6,9 @@
 //! ```text
 //! cli                            the command line: asks over gRPC, as everybody does
 //! app                            puts the layers together, and starts them
+//! agent                          serves the stream of another avouch on, for a whole machine
 //! grpc        http    listen     the wire: who calls, decode, encode; the accept loop
-//! service     agent              what avouch does, one operation a file; the stream, served on
+//! service                        what avouch does, one operation a file
 //! feed                           from durable to subscribed
 //! store       keys    password   state and its events in one commit; the ring; the hasher
 //! jwt         crypto  precis     tokens, HMAC and sealing, spelling
