@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::Code;
 
 use crate::client::watch::{Fresh, SharedView, Watch, WatchEvent, WatchSettings, moment};
 use crate::domain::entropy::Entropy;
@@ -97,7 +96,6 @@ struct Inner {
     unfit: watch::Sender<Option<Unfit>>,
     draining: AtomicBool,
     connected: AtomicBool,
-    refused: AtomicBool,
     snapshots: AtomicU64,
     cut: AtomicU64,
     /// In milliseconds; `u64::MAX` while there is none.
@@ -149,7 +147,6 @@ impl Agent {
             unfit: watch::Sender::new(None),
             draining: AtomicBool::new(false),
             connected: AtomicBool::new(false),
-            refused: AtomicBool::new(false),
             snapshots: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             lag: AtomicU64::new(u64::MAX),
@@ -179,12 +176,6 @@ impl Agent {
             // The sender is held here.
             Ok(None) | Err(_) => std::future::pending().await,
         }
-    }
-
-    /// Says whether the server took the credential when it was shown last.
-    pub fn is_taken(&self) -> impl Fn() -> bool + Send + use<> {
-        let inner = Arc::clone(&self.inner);
-        move || !inner.refused.load(Ordering::Relaxed)
     }
 
     /// Ends every neighbour's stream with a go-away and begins no new one.
@@ -245,7 +236,6 @@ impl Inner {
             WatchEvent::Connected { resumed, .. } => {
                 tracing::info!(resumed, "following revocations");
                 self.connected.store(true, Ordering::Relaxed);
-                self.refused.store(false, Ordering::Relaxed);
             }
             WatchEvent::KeySet(_) => {}
             WatchEvent::Reset => tracing::info!("the log is another one; fetching the whole set"),
@@ -270,7 +260,6 @@ impl Inner {
             }
             WatchEvent::Refused(code, message) => {
                 tracing::error!(?code, %message, "the server does not let us follow revocations");
-                self.refused.store(code == Code::Unauthenticated, Ordering::Relaxed);
                 self.lose(format!("{code:?}: {message}"));
             }
         }

@@ -40,7 +40,7 @@ use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::listen::tls::TlsSettings;
 use crate::metrics::Metrics;
-use crate::password::{HashParams, Hasher, PasswordPolicy, PoolSettings};
+use crate::password::{HashParams, Hasher, PasswordPolicy, Pepper, PoolSettings};
 use crate::pb;
 use crate::service::journal::Journal;
 use crate::service::key_admin::{KeeperError, KeyKeeper, KeyPublisher};
@@ -98,6 +98,8 @@ pub struct Options {
     pub lifetimes: Lifetimes,
     /// The cost of a password hash.
     pub hash: HashParams,
+    /// What passwords are hashed with besides their salt.
+    pub pepper: Pepper,
     /// The threads that hash.
     pub pool: PoolSettings,
     /// Which passwords may be set.
@@ -281,7 +283,8 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     )?;
     let key_publisher = Arc::new(PublishKeys(Arc::clone(&feed), Arc::clone(&store)));
     key_publisher.publish(&stored.keys);
-    let hasher = Hasher::new(options.hash, options.pool, Arc::clone(&entropy))
+    let entropy_of_hashes = Arc::clone(&entropy);
+    let hasher = Hasher::with_pepper(options.hash, options.pepper, options.pool, entropy_of_hashes)
         .map_err(|error| BuildError::Hasher(error.to_string()))?;
     let metrics = deps.metrics;
     let service = Arc::new(Service::new(Parts {
@@ -448,8 +451,9 @@ impl Bound {
             tracing::error!(%why, "the store has failed; the server stops so that it is checked when it opens again");
         }
         readiness.drain();
-        health.not_serving().await;
+        // First, so that nothing says SERVING again.
         background.shutdown().await;
+        health.drain().await;
         service.feed().drain();
         stop_grpc.cancel();
         let drained = grpc.await.unwrap_or(DrainSummary { drained: 0, aborted: 0 });

@@ -175,6 +175,15 @@ impl fmt::Debug for Sealer {
     }
 }
 
+/// A key in a text: 64 hexadecimal digits, or base64 in either alphabet.
+///
+/// # Errors
+/// When it is not such a text, or when the key is a pattern or a sample.
+pub fn key_from_text(text: &str) -> Result<SecretBytes<32>, KeyFileError> {
+    // 32 characters are a key of half the length at best, never 32 raw bytes.
+    if text.len() == 32 { Err(KeyFileError::Malformed) } else { parse_key(text.as_bytes()) }
+}
+
 fn parse_key(contents: &[u8]) -> Result<SecretBytes<32>, KeyFileError> {
     let text = contents.trim_ascii();
     let bytes = if contents.len() == 32 {

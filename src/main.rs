@@ -1,6 +1,7 @@
 //! The `avouch` program: parse, run, exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use avouch::app;
 use avouch::cli::files::Addresses;
@@ -13,7 +14,12 @@ use avouch::telemetry;
 fn main() -> ExitCode {
     let cli = Cli::parse_or_exit();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(cli::run(cli, serve, sidecar, node_agent)),
+        Ok(runtime) => {
+            let code = runtime.block_on(cli::run(cli, serve, sidecar, node_agent));
+            // What still waits for a disk or a peer must not hold up the end.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            code
+        }
         Err(error) => {
             cli::complain_of(&error);
             ExitCode::FAILURE

@@ -7,7 +7,6 @@
 //! `failure_mode_allow` is the one switch. Nothing that a client sends makes the gate unavailable: a
 //! request that cannot be understood is denied.
 
-pub mod credential;
 pub mod ext_authz;
 pub mod forward_auth;
 mod gate;

@@ -29,6 +29,7 @@ use crate::verified::VerifiedTokens;
 
 mod ask;
 mod bearer;
+mod connect;
 mod guard;
 mod keys;
 mod policy;
@@ -37,6 +38,7 @@ mod stats;
 
 pub use ask::{Ask, AskError, AskServer};
 pub use bearer::{BearerError, bearer};
+pub use connect::ConnectError;
 use guard::Guards;
 pub use guard::{Ended, Guard};
 use keys::{Keys, keeps_all, read_keys};
@@ -181,14 +183,14 @@ struct Inner {
     lost: Mutex<Option<String>>,
     questions: Semaphore,
     keys_asked: tokio::sync::Mutex<Option<Instant>>,
-    following: Mutex<Option<AbortHandle>>,
+    /// Tasks that end with it.
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let following = self.following.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(following) = following.take() {
-            following.abort();
+        for task in self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
         }
     }
 }
@@ -225,11 +227,17 @@ impl Verifier {
             lost: Mutex::default(),
             questions: Semaphore::new(MAX_QUESTIONS),
             keys_asked: tokio::sync::Mutex::default(),
-            following: Mutex::default(),
+            tasks: Mutex::default(),
         });
         let following = tokio::spawn(follow(watch, Arc::downgrade(&inner))).abort_handle();
-        *inner.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
-        Self(inner)
+        let verifier = Self(inner);
+        verifier.keep(following);
+        verifier
+    }
+
+    /// Lets a task end with the last clone.
+    fn keep(&self, task: AbortHandle) {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 
     /// What a token is worth now. Answers at once while the view is fresh; asks the server when the
@@ -489,3 +497,6 @@ async fn follow(mut watch: Watch, verifier: Weak<Inner>) {
         verifier.take(event, watch.fresh());
     }
 }
+
+#[cfg(test)]
+mod tests;

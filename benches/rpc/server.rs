@@ -25,7 +25,7 @@ use avouch::domain::session::{Device, Session};
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::feed::FeedSettings;
 use avouch::listen::settings::ListenSettings;
-use avouch::password::{HashParams, PasswordPolicy, PoolSettings};
+use avouch::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use avouch::service::admin::users::NewUser;
 use avouch::service::journal::Origin;
 use avouch::service::{Service, Settings};
@@ -75,6 +75,7 @@ fn options(dir: &Path) -> Result<Options, Failure> {
         },
         lifetimes: Lifetimes::default(),
         hash: HashParams::default(),
+        pepper: Pepper::default(),
         pool: PoolSettings::default(),
         passwords: PasswordPolicy::default(),
         feed: FeedSettings { max_watchers_per_caller: 10_000, ..FeedSettings::default() },
@@ -145,7 +146,9 @@ async fn open(store: &dyn Store, session: Session, now: Timestamp) -> Result<(),
 /// Fills a store with sessions, without a server.
 pub(crate) async fn fill(dir: &Path, sessions: usize, now: Timestamp) -> Result<(), Failure> {
     std::fs::create_dir_all(dir)?;
-    let engine = SledEngine::open(&database(dir), &settings(), LogId::from_bytes([1; 16]))?;
+    // Larger groups than a server's fill it sooner.
+    let settings = SledSettings { max_group: 4096, ..settings() };
+    let engine = SledEngine::open(&database(dir), &settings, LogId::from_bytes([1; 16]))?;
     let ledger = Arc::new(Ledger::new(engine));
     // The key does not exist yet; nothing here is ever refreshed.
     let each = stream::iter(0..sessions).map(|number| {
@@ -156,7 +159,7 @@ pub(crate) async fn fill(dir: &Path, sessions: usize, now: Timestamp) -> Result<
             Ok::<_, Failure>(())
         }
     });
-    each.buffer_unordered(4096).try_collect::<()>().await?;
+    each.buffer_unordered(8192).try_collect::<()>().await?;
     ledger.close().await;
     Ok(())
 }

@@ -14,10 +14,14 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
+use super::sidecar::credential;
 use crate::agent::{Agent, AgentSettings, Neighbours, Unfit};
+use crate::client::identity::{Identity, Login};
+use crate::client::token_source::TokenSource;
 use crate::client::watch::WatchSettings;
 use crate::crypto::OsEntropy;
 use crate::domain::address::Address;
+use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::entropy::Entropy;
 use crate::feed::FeedSettings;
 use crate::grpc::frame::BatchEncoder;
@@ -30,7 +34,6 @@ use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::metrics::agent::{AgentLevels, AgentMetrics};
 use crate::pb::v1;
-use crate::sidecar::credential::{Credential, Login};
 
 /// The audience that stands for the server, unless it is configured otherwise there.
 const SERVER_AUDIENCE: &str = "avouch";
@@ -120,7 +123,7 @@ pub struct BoundAgent {
     ops_listener: Option<Listener>,
     drain_timeout: Duration,
     // Whoever drops it stops the logins.
-    _credential: Option<Credential>,
+    _keeping: JoinSet<()>,
 }
 
 /// Binds the listeners, logs in, and begins to follow.
@@ -147,18 +150,39 @@ pub async fn build(options: AgentOptions) -> Result<BoundAgent, AgentError> {
     };
     let listener = bind(options.listen, Protocol::Http2)?;
     let ops_listener = options.ops.map(|address| bind(address, Protocol::Auto)).transpose()?;
-    let mut credential = options.client.map(|client| {
-        let login = Login { client, audience: SERVER_AUDIENCE.to_owned() };
-        Credential::keep(options.server.connect_lazy(), login, Arc::clone(&entropy))
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let tokens = options.client.map(|client| {
+        let channel = options.server.connect_lazy();
+        let identity = Identity::new(channel, credential(client), Arc::clone(&entropy));
+        let login = Login::client_credentials().for_audiences([SERVER_AUDIENCE]);
+        TokenSource::client_credentials(identity, login, clock, Arc::clone(&entropy))
     });
-    if let Some(credential) = &mut credential {
+    let mut keeping = JoinSet::new();
+    if let Some(tokens) = tokens.clone() {
         // Without a token the first try to follow would be refused.
-        let _ready = tokio::time::timeout(FIRST_LOGIN, credential.ready()).await;
+        match tokio::time::timeout(FIRST_LOGIN, tokens.token()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the agent cannot log in"),
+            Err(_) => tracing::warn!("the server does not answer"),
+        }
+        keeping.spawn(async move {
+            let error = tokens.keep_fresh().await;
+            tracing::error!(%error, "the agent has no token any more");
+        });
     }
+    let authorization = tokens.as_ref().map(TokenSource::authorization);
+    let refused = tokens.map(|tokens| -> Arc<dyn Fn() + Send + Sync> {
+        Arc::new(move || {
+            tokens.forget();
+            // The renewal begins now, and not with the next try to follow, which would be refused, too.
+            drop(tokens.current());
+        })
+    });
     let watch = WatchSettings {
         heartbeat: HEARTBEAT,
         subscriber_id: options.name,
-        authorization: credential.as_ref().map(Credential::authorization),
+        authorization,
+        refused,
         max_entries: options.max_entries,
         ..WatchSettings::new(vec![options.server])
     };
@@ -178,7 +202,7 @@ pub async fn build(options: AgentOptions) -> Result<BoundAgent, AgentError> {
         listener,
         ops_listener,
         drain_timeout: options.drain_timeout,
-        _credential: credential,
+        _keeping: keeping,
     })
 }
 
@@ -195,17 +219,6 @@ impl BoundAgent {
         let health = HealthReporter::new();
         let health_server = HealthServer::new(HealthService::from_health_reporter(health.clone()));
         set_health(&health, false, false).await;
-        let mut beside = JoinSet::new();
-        if let Some(credential) = &self._credential {
-            let renewal = credential.renew_unless(agent.is_taken());
-            let renewal = renewal.abort_handle();
-            let stopped = shutdown.clone();
-            beside.spawn(async move {
-                stopped.cancelled().await;
-                renewal.abort();
-            });
-        }
-
         let mut http = JoinSet::new();
         let stop_http = CancellationToken::new();
         if let Some(listener) = self.ops_listener {
@@ -242,7 +255,6 @@ impl BoundAgent {
         let summary = grpc.await.unwrap_or_default();
         stop_http.cancel();
         while http.join_next().await.is_some() {}
-        while beside.join_next().await.is_some() {}
         unfit.map_or(Ok(summary), Err)
     }
 }

@@ -51,7 +51,7 @@ pub struct Made {
 }
 
 /// Makes the admin client if there is no client at all, and with `dev` the client and the user to
-/// try things with.
+/// try things with. Their tokens live as long as the configuration says.
 ///
 /// # Errors
 /// When the store or a file cannot be written.
@@ -59,6 +59,7 @@ pub async fn first_credentials(
     service: &Arc<Service>,
     data: &Path,
     dev: bool,
+    lifetimes: Lifetimes,
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
     let started = service.store().find_client(&admin)?.is_some();
@@ -72,11 +73,13 @@ pub async fn first_credentials(
     if dev {
         let audiences = ["orders".to_owned(), audience.to_string()];
         let client = registration("login", "Trying avouch", true, &audiences, &[])?;
+        let client = Client { lifetimes, ..client };
         make_client(service, client, &data.join(LOGIN_CLIENT)).await?;
         make_user(service, &data.join(DEV_PASSWORD)).await?;
     }
     let client =
         registration("admin", "First admin client", false, &[audience.to_string()], &Right::ALL)?;
+    let client = Client { lifetimes, ..client };
     let path = data.join(ADMIN_CLIENT);
     make_client(service, client, &path).await?;
     Ok(Made { admin_client: Some(path) })

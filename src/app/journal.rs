@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::audit::{AuditEvent, AuditLog, AuditName};
+use crate::audit::{AuditDown, AuditEvent, AuditLog, AuditName};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Entry, Event, Revocation, Target};
 use crate::domain::key::KeyState;
 use crate::domain::session::ReuseKind;
 use crate::metrics::{self, HashOutcome, Level, Metrics, ReuseCause, Rotation};
 use crate::service::Service;
-use crate::service::journal::{Failure, Happening, Journal, Origin, Verdict};
+use crate::service::journal::{
+    Failure, Happening, Journal, Origin, Recording, Unrecorded, Verdict,
+};
 
 /// Counts, and passes on.
 pub struct Metered {
@@ -53,6 +55,15 @@ impl Journal for Metered {
             self.inner.record(at, origin, happening);
         }
     }
+
+    fn record_surely<'a>(
+        &'a self,
+        at: Timestamp,
+        origin: &'a Origin,
+        happening: Happening,
+    ) -> Recording<'a> {
+        self.inner.record_surely(at, origin, happening)
+    }
 }
 
 fn revocation(entry: &Entry) -> Option<&Revocation> {
@@ -78,15 +89,29 @@ pub struct Audited(pub Arc<AuditLog>);
 
 impl Journal for Audited {
     fn record(&self, at: Timestamp, origin: &Origin, happening: Happening) {
-        let mut event = line(at, happening);
-        if !origin.request_id.is_empty() {
-            event = event.request_id(&origin.request_id);
-        }
-        if let (None, Some(peer)) = (&event.source, origin.peer) {
-            event = event.source(peer.to_string());
-        }
-        self.0.record(&event);
+        self.0.record(&event(at, origin, happening));
     }
+
+    fn record_surely<'a>(
+        &'a self,
+        at: Timestamp,
+        origin: &'a Origin,
+        happening: Happening,
+    ) -> Recording<'a> {
+        let event = event(at, origin, happening);
+        Box::pin(async move { self.0.record_surely(&event).await.map_err(|AuditDown| Unrecorded) })
+    }
+}
+
+fn event(at: Timestamp, origin: &Origin, happening: Happening) -> AuditEvent {
+    let mut event = line(at, happening);
+    if !origin.request_id.is_empty() {
+        event = event.request_id(origin.request_id.clone());
+    }
+    if let (None, Some(peer)) = (&event.source, origin.peer) {
+        event = event.source(peer.to_string());
+    }
+    event
 }
 
 /// Sets what is known.
@@ -150,6 +175,9 @@ fn line(at: Timestamp, happening: Happening) -> AuditEvent {
         }
         Happening::Introspected { verdict } => {
             AuditEvent::new(AuditName::AuthnTokenFail, at).reason(verdict.name())
+        }
+        Happening::Attempted { what, caller } => {
+            AuditEvent::new(AuditName::AuthzAdmin, at).caller(&*caller).method(what)
         }
         Happening::Administered { action, caller, subject, client, key, reason } => {
             let mut event =

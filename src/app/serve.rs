@@ -2,10 +2,13 @@
 //! its store fails.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
 use super::bootstrap::{self, Made};
 use super::journal::Audited;
@@ -14,6 +17,7 @@ use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError};
 use crate::cli::files::{ADDRESSES, Addresses};
 use crate::config::sections::ClientAuth;
 use crate::config::{Config, SecretFileError, read_secret_file};
+use crate::crypto;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::MAX_ACCESS_LIFETIME;
 use crate::domain::key::RingPolicy;
@@ -22,10 +26,14 @@ use crate::feed::FeedSettings;
 use crate::grpc::caller::CertificateGrant;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::listen::tls::{self, TlsSettings};
-use crate::password::{HashParams, PasswordPolicy, PoolSettings};
+use crate::metrics::Metrics;
+use crate::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
 use crate::store::sled::SledSettings;
+
+/// How long the last lines of the audit log may take.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the server did not start, or ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +142,10 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         let text = std::fs::read_to_string(path).map_err(setting("password.blocklist_file"))?;
         passwords = passwords.blocking(text.lines());
     }
+    let pepper = match &password.pepper_file {
+        None => Pepper::default(),
+        Some(path) => pepper(&read_secret_file(path)?).map_err(setting("password.pepper_file"))?,
+    };
     // Only --dev goes without: then it is the public listener, once its port is known.
     let issuer = config.issuer.url.clone().unwrap_or_default();
     Ok(Options {
@@ -159,6 +171,7 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         },
         lifetimes: config.tokens.lifetimes(),
         hash,
+        pepper,
         pool,
         passwords,
         feed: FeedSettings {
@@ -184,6 +197,23 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         sweep_interval: config.store.sweep_interval,
         drain_timeout: config.server.drain_timeout,
     })
+}
+
+/// The keys in a pepper file: a line each, a version and a key, `1 NmZk…=`.
+fn pepper(text: &SecretText) -> Result<Pepper, String> {
+    let mut keys = Vec::new();
+    for (number, line) in (1..).zip(text.expose().lines()) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let (version, key) = line.trim().split_once([' ', '\t']).unwrap_or((line, ""));
+        let version = version.parse::<NonZeroU16>().map_err(|_| {
+            format!("line {number}: must be a version from 1 to 65535, a space and a key")
+        })?;
+        let key = crypto::key_from_text(key).map_err(|error| format!("line {number}: {error}"))?;
+        keys.push((version, key));
+    }
+    Pepper::new(keys).map_err(|error| error.to_string())
 }
 
 fn u32_of(bytes: u64) -> u32 {
@@ -235,7 +265,8 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let metrics = Arc::clone(&deps.metrics);
     let bound = build(options(&config, encryption_key)?, deps).await?;
     let service = Arc::clone(&bound.service);
-    let made = bootstrap::first_credentials(&service, &data, config.dev).await?;
+    let lifetimes = config.tokens.lifetimes();
+    let made = bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?;
     let facts = Started {
         grpc: bound.grpc_address,
         public: bound.public_address,
@@ -257,6 +288,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
         tracing::info!("draining");
         shutdown.cancel();
     });
+    let counting = tokio::spawn(count_lost(Arc::clone(&audit), Arc::clone(&metrics)));
     let note = |name, at: Timestamp, reason: &str| {
         audit.record(&AuditEvent::new(name, at).reason(reason));
     };
@@ -267,8 +299,9 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     tracing::info!(drained = drained.drained, aborted = drained.aborted, "stopped");
     let reason = store_failed.as_deref().unwrap_or("signal");
     note(AuditName::SysShutdown, service.now(), reason);
-    metrics.audit_dropped(audit.dropped());
-    if audit.flush().await.is_err() {
+    counting.abort();
+    // A disk that hangs must not keep the process from its end.
+    if !matches!(timeout(AUDIT_PATIENCE, audit.flush()).await, Ok(Ok(()))) {
         tracing::error!("the audit log could not be written to its end");
     }
     match store_failed {
@@ -277,8 +310,51 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     }
 }
 
+/// Keeps the counter of audit events that are lost: they found no room to wait, or could not be
+/// written.
+async fn count_lost(audit: Arc<AuditLog>, metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        metrics.audit_dropped(audit.dropped() + audit.failed());
+    }
+}
+
 /// Creates the data directory for its owner alone.
 fn make_directory(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "3f8a1c5e7b9d2046a8c0e2f416385a7c9ebd0f21436587a9cbed0f1234a6b7c8";
+
+    fn read(text: &str) -> Result<Pepper, String> {
+        pepper(&SecretText::new(text.to_owned()))
+    }
+
+    #[test]
+    fn a_pepper_is_versions_and_keys_and_says_what_is_wrong_without_showing_them() {
+        let newer = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyE=";
+        let pepper = read(&format!("2 {newer}\n\n 1\t{KEY} \n")).unwrap();
+        assert_eq!(pepper.current().map(NonZeroU16::get), Some(2));
+        for (text, problem) in [
+            (String::new(), "holds no key"),
+            (KEY.to_owned(), "line 1: must be a version"),
+            (format!("0 {KEY}"), "line 1: must be a version"),
+            (format!("65536 {KEY}"), "line 1: must be a version"),
+            (format!("1 {KEY}\n1 {newer}"), "version 1 stands there twice"),
+            (format!("1 {KEY}\n2 {}", &KEY[..62]), "line 2: the key file must hold"),
+            (format!("1 {}", &KEY[..32]), "line 1: the key file must hold"),
+            (format!("1 {}", "ab".repeat(32)), "line 1: the key in the key file is not random"),
+            ("1".to_owned(), "line 1: the key file must hold"),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+            assert!(!error.contains(&KEY[..16]), "{error}");
+        }
+    }
 }

@@ -14,6 +14,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
+use crate::client::identity::{ClientCredential, Identity, Login};
+use crate::client::token_source::TokenSource;
 use crate::client::watch::WatchSettings;
 use crate::config::rules;
 use crate::config::sidecar::{self as config, SidecarConfig};
@@ -29,7 +31,6 @@ use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::metrics::sidecar::{SidecarMetrics, ViewStatus};
 use crate::pb::v1;
-use crate::sidecar::credential::{Credential, Login};
 use crate::sidecar::ext_authz::{Authorization, SERVICE_NAME};
 use crate::sidecar::{Gate, Rule, forward_auth};
 use crate::verifier::{AskServer, Policy, Requirement, Verifier, VerifierSettings};
@@ -84,8 +85,8 @@ pub struct BoundSidecar {
     registry: Arc<Registry>,
     metrics: Arc<SidecarMetrics>,
     drain_timeout: Duration,
-    /// Dropped, it stops the logins.
-    credential: Option<Credential>,
+    /// Keeps the sidecar's own token fresh; ends when it is dropped.
+    keeping: JoinSet<()>,
 }
 
 struct Listeners {
@@ -106,8 +107,8 @@ fn bind(
         max_concurrent_streams: 1_000,
         initial_connection_window_size: 4 * 1024 * 1024,
         max_header_list_size: MAX_HEADER_BYTES,
-        // A proxy keeps idle connections to ask over.
-        first_bytes_timeout: Duration::from_secs(60),
+        // A proxy keeps idle connections to ask over, nginx for 60 s: it must be the one to close them.
+        first_bytes_timeout: Duration::from_secs(120),
         socket_mode: mode,
         ..ListenSettings::default()
     };
@@ -134,21 +135,39 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         ops: bind(sidecar.ops.as_ref(), Protocol::Auto, mode, &entropy)?,
     };
     let channel = server.connect_lazy();
-    let mut credential = client.map(|client| {
-        let login = Login { client, audience: SERVER_AUDIENCE.to_owned() };
-        Credential::keep(channel.clone(), login, Arc::clone(&entropy))
+    let tokens = client.map(|client| {
+        let identity = Identity::new(channel.clone(), credential(client), Arc::clone(&entropy));
+        let login = Login::client_credentials().for_audiences([SERVER_AUDIENCE]);
+        TokenSource::client_credentials(identity, login, Arc::clone(&clock), Arc::clone(&entropy))
     });
-    if let Some(credential) = &mut credential {
+    let mut keeping = JoinSet::new();
+    if let Some(tokens) = tokens.clone() {
         // Without a token the first try to follow would be refused.
-        let _ready = tokio::time::timeout(FIRST_LOGIN, credential.ready()).await;
+        match tokio::time::timeout(FIRST_LOGIN, tokens.token()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the sidecar cannot log in"),
+            Err(_) => tracing::warn!("the server does not answer"),
+        }
+        keeping.spawn(async move {
+            let error = tokens.keep_fresh().await;
+            tracing::error!(%error, "the sidecar has no token any more");
+        });
     }
-    let authorization = credential.as_ref().map(Credential::authorization);
+    let authorization = tokens.as_ref().map(TokenSource::authorization);
+    let refused = tokens.map(|tokens| -> Arc<dyn Fn() + Send + Sync> {
+        Arc::new(move || {
+            tokens.forget();
+            // The renewal begins now, and not with the next try to follow, which would be refused, too.
+            drop(tokens.current());
+        })
+    });
     let agent = sidecar.agent.as_ref().map(agent_at).transpose()?;
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
         subscriber_id: sidecar.name.clone(),
         // An agent asks for no credential, so it is shown none.
         authorization: authorization.clone().filter(|_| agent.is_none()),
+        refused,
         ..WatchSettings::new(vec![agent.unwrap_or(server)])
     };
     let settings = VerifierSettings {
@@ -176,7 +195,7 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         registry: Arc::new(registry),
         metrics,
         drain_timeout: config.sidecar.drain_timeout,
-        credential,
+        keeping,
     })
 }
 
@@ -186,6 +205,15 @@ fn agent_at(address: &Address) -> Result<Endpoint, SidecarError> {
         Address::Unix(_) => address.to_string(),
     };
     Ok(Endpoint::from_shared(url)?)
+}
+
+/// How a client shows who it is.
+pub(super) fn credential(client: v1::ClientAuthentication) -> ClientCredential {
+    if client.client_secret.is_empty() {
+        ClientCredential::certificate(client.client_id)
+    } else {
+        ClientCredential::secret(client.client_id, client.client_secret)
+    }
 }
 
 const fn policy(policy: config::Policy) -> Policy {
@@ -242,10 +270,6 @@ impl BoundSidecar {
                 CatchPanic::new(listener.stats()).layer(Deadline::new(ANSWER_WITHIN).layer(routes));
             checks.spawn(listener.serve(stack, stop_checks.clone(), drain));
         }
-        let renewal = self.credential.as_ref().map(|credential| {
-            let verifier = self.verifier.clone();
-            credential.renew_unless(move || verifier.status().connected)
-        });
         let verifier = self.verifier.clone();
         let synced = tokio::spawn({
             let health = health.clone();
@@ -258,9 +282,6 @@ impl BoundSidecar {
         });
         self.shutdown.cancelled().await;
         readiness.drain();
-        if let Some(renewal) = renewal {
-            renewal.abort();
-        }
         synced.abort();
         // Its end first, or it might say the contrary after.
         let _ended = synced.await;
@@ -272,6 +293,7 @@ impl BoundSidecar {
             summary.drained += ended.drained;
             summary.aborted += ended.aborted;
         }
+        drop(self.keeping);
         stop_http.cancel();
         while http.join_next().await.is_some() {}
         summary

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, Thread};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -46,6 +47,7 @@ struct Counters {
 pub struct AuditLog {
     queue: SyncSender<Job>,
     counters: Arc<Counters>,
+    writer: Thread,
 }
 
 impl AuditLog {
@@ -86,18 +88,20 @@ impl AuditLog {
         let (queue, jobs) = sync_channel(max_queued.max(1));
         let counters = Arc::new(Counters::default());
         let own = Arc::clone(&counters);
-        thread::Builder::new()
+        let writer = thread::Builder::new()
             .name("audit".into())
             .spawn(move || run(sink, &jobs, &own))
             .map_err(AuditOpenError::Thread)?;
-        Ok(Self { queue, counters })
+        Ok(Self { queue, counters, writer: writer.thread().clone() })
     }
 
-    /// Records an event, for calls that must not wait: logins, refreshes. When the queue is full
-    /// the event is dropped and counted.
+    /// Records an event, for calls that must not wait: logins, refreshes. It is written some
+    /// milliseconds later, with those that came meanwhile. When the queue is full the event is
+    /// dropped and counted.
     pub fn record(&self, event: &AuditEvent) {
         if self.queue.try_send(Job::Line(event.to_line(), None)).is_err() {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            self.writer.unpark();
         }
     }
 
@@ -110,8 +114,10 @@ impl AuditLog {
         let (done, written) = oneshot::channel();
         if self.queue.try_send(Job::Line(event.to_line(), Some(done))).is_err() {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            self.writer.unpark();
             return Err(AuditDown);
         }
+        self.writer.unpark();
         if written.await.unwrap_or(false) { Ok(()) } else { Err(AuditDown) }
     }
 
@@ -121,9 +127,15 @@ impl AuditLog {
     /// When it could not be written.
     pub async fn flush(&self) -> Result<(), AuditDown> {
         let (done, written) = oneshot::channel();
-        let queue = self.queue.clone();
+        let Self { queue, writer, .. } = self.clone();
         // The queue may be full, and then sending waits.
-        let sent = tokio::task::spawn_blocking(move || queue.send(Job::Flush(done)).is_ok()).await;
+        let sent = tokio::task::spawn_blocking(move || {
+            writer.unpark();
+            let sent = queue.send(Job::Flush(done)).is_ok();
+            writer.unpark();
+            sent
+        });
+        let sent = sent.await;
         if sent.unwrap_or(false) && written.await.unwrap_or(false) {
             Ok(())
         } else {
@@ -166,7 +178,11 @@ impl Sink for FileSink {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.get_ref().sync_data()
+        match self.0.get_ref().sync_data() {
+            // A pipe or a terminal, which has nothing to sync.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        }
     }
 }
 
@@ -198,27 +214,48 @@ struct Batch {
 
 const MAX_BATCH: u64 = 1_000;
 
+/// How long the thread waits for more lines when nobody waits for those that it has. To wake it for
+/// each line would cost the one who records more than the line does.
+const GATHERS_FOR: Duration = Duration::from_millis(2);
+
+impl Batch {
+    fn take(&mut self, job: Job, sink: &mut impl Sink) {
+        match job {
+            Job::Line(line, done) => {
+                self.lines += 1;
+                self.failed |= sink.write_line(&line).is_err();
+                self.sync |= done.is_some();
+                self.for_lines.extend(done);
+            }
+            Job::Flush(done) => {
+                self.sync = true;
+                self.for_flush.push(done);
+            }
+        }
+    }
+
+    /// Takes what is there, up to the limit.
+    fn take_all(&mut self, jobs: &Receiver<Job>, sink: &mut impl Sink) {
+        while self.lines < MAX_BATCH
+            && let Ok(job) = jobs.try_recv()
+        {
+            self.take(job, sink);
+        }
+    }
+}
+
 /// Writes in batches: whatever waits goes out with one flush, and only then are those told who wait.
 fn run(mut sink: impl Sink, jobs: &Receiver<Job>, counters: &Counters) {
     // Whether a line was lost since a flush last said so.
     let mut lost = false;
     while let Ok(first) = jobs.recv() {
         let mut batch = Batch::default();
-        let mut next = Some(first);
-        while let Some(job) = next {
-            match job {
-                Job::Line(line, done) => {
-                    batch.lines += 1;
-                    batch.failed |= sink.write_line(&line).is_err();
-                    batch.sync |= done.is_some();
-                    batch.for_lines.extend(done);
-                }
-                Job::Flush(done) => {
-                    batch.sync = true;
-                    batch.for_flush.push(done);
-                }
-            }
-            next = if batch.lines < MAX_BATCH { jobs.try_recv().ok() } else { None };
+        batch.take(first, &mut sink);
+        batch.take_all(jobs, &mut sink);
+        if !batch.sync && batch.lines < MAX_BATCH {
+            // Whoever waits, or finds the queue full, ends this.
+            thread::park_timeout(GATHERS_FOR);
+            batch.take_all(jobs, &mut sink);
         }
         finish(&mut sink, batch, &mut lost, counters);
     }

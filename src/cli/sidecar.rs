@@ -14,11 +14,62 @@ use crate::config::sidecar::{SidecarConfig, load};
 use crate::config::{self, Sources};
 use crate::pb::v1::ClientAuthentication;
 
+const HELP: &str = "\
+Examples:
+  avouch client create sidecar --audience avouch \\
+      --grant watch:audience=orders --grant introspect --save sidecar.json \\
+      --credentials avouch-data/admin-client.json
+  avouch sidecar --credentials sidecar.json --issuer http://127.0.0.1:7701 \\
+      --audience orders --ext-authz unix:///run/avouch/authz.sock
+  avouch sidecar --server https://id.example.com:7700 --ca-file ca.pem \\
+      --credentials sidecar.json --rules rules.toml \\
+      --forward-auth 127.0.0.1:9192
+  avouch sidecar --rules rules.toml --check
+
+The file of rules:
+  [sidecar]
+  issuer = \"https://id.example.com\"
+  audience = \"orders\"
+
+  [[rule]]                       # this path and everything beneath it
+  prefix = \"/orders\"
+  methods = \"GET HEAD\"
+  scope = \"orders:read\"          # all of these, with spaces between
+
+  [[rule]]
+  prefix = \"/orders\"
+  methods = \"POST PUT DELETE\"
+  scope = \"orders:write\"
+  policy = \"closed\"              # when revocations are not known up to now
+  max_staleness = \"2s\"
+
+  [[rule]]
+  grpc = \"orders.v1.Orders/Get\"  # orders.v1.Orders for all of its methods
+
+  [[rule]]
+  path = \"/healthz\"              # this path, and with a slash at its end
+  public = true
+
+The most specific path decides, whatever the order: a path before a prefix, a
+longer one before a shorter one. Where none of its rules takes the method, and
+where there is no rule, the answer is 403. So it is for a path that can be read
+in two ways (//, /../, %2F, ;), unless its prefix has literal_paths = true.
+Upper and lower case are told apart. A rule may also have an audience and
+forward_token of its own. Without --rules every path needs a good token for
+--audience.
+
+nginx asks at /auth/nginx, with X-Original-URI and X-Original-Method; Traefik
+and Caddy at /auth/forwarded. The upstream gets x-avouch-subject,
+x-avouch-client-id, x-avouch-scope, x-avouch-session-id, x-avouch-token-id and
+x-avouch-expires.
+
+A flag goes over the environment (AVOUCH_SIDECAR_AUDIENCE), which goes over the
+file. The server is named by --server, and the sidecar by --credentials, or by
+--cert and --key.";
+
 /// Answer a proxy beside a workload: Envoy's ext_authz, and nginx, Traefik and Caddy over HTTP.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  avouch client create sidecar --audience avouch --grant watch:audience=orders --grant introspect --save sidecar.json --credentials avouch-data/admin-client.json\n  avouch sidecar --server https://id.example.com:7700 --ca-file ca.pem --credentials sidecar.json --issuer https://id.example.com --audience orders --ext-authz unix:///run/avouch/authz.sock\n  avouch sidecar --credentials sidecar.json --rules rules.toml --forward-auth 127.0.0.1:9192\n  avouch sidecar --rules rules.toml --check\n\nThe file of rules:\n  [sidecar]\n  issuer = \"https://id.example.com\"\n  audience = \"orders\"\n  ext_authz = \"unix:///run/avouch/authz.sock\"\n\n  [[rule]]                        # this path and everything beneath it\n  prefix = \"/orders\"\n  methods = \"GET HEAD\"\n  scope = \"orders:read\"           # all of these; with spaces between\n\n  [[rule]]\n  prefix = \"/orders\"\n  methods = \"POST PUT DELETE\"\n  scope = \"orders:write\"\n  policy = \"closed\"               # when revocations are not known up to now\n  max_staleness = \"2s\"\n\n  [[rule]]\n  grpc = \"orders.v1.Orders/Get\"   # or orders.v1.Orders for all of its methods\n\n  [[rule]]\n  path = \"/healthz\"               # this path alone, with or without a slash at its end\n  public = true\n\nThe most specific path decides, whatever the order: a path before a prefix, a longer one before a\nshorter one. If none of its rules takes the method, and where there is no rule, the answer is 403. So it\nis for a path that can be read in two ways (`//`, `/../`, `%2F`, `;`), unless its prefix has\nliteral_paths = true. A rule may also have an audience and forward_token of its own. Without --rules\nevery path needs a good token for --audience.\n\nnginx asks at /auth/nginx with X-Original-URI and X-Original-Method; Traefik and Caddy at\n/auth/forwarded. Headers for the upstream: x-avouch-subject, x-avouch-client-id, x-avouch-scope,\nx-avouch-session-id, x-avouch-token-id, x-avouch-expires.\n\nA flag goes over the environment (AVOUCH_SIDECAR_AUDIENCE), which goes over the file. The\nserver is named by --server, and the sidecar by --credentials, or --cert and --key."
-)]
+#[command(after_help = HELP)]
 pub(super) struct Sidecar {
     /// The file with the rules and, if you like, with [sidecar] and [log], TOML.
     #[arg(long, env = "AVOUCH_SIDECAR_RULES", value_name = "FILE")]

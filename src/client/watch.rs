@@ -55,6 +55,9 @@ pub trait Relay: Send + Sync + 'static {
 pub struct WatchSettings {
     /// The replicas. Each try takes the next, over a connection of its own.
     pub endpoints: Vec<Endpoint>,
+    /// The replicas as they come and go, in place of `endpoints` as long as there are any
+    /// ([`Replicas::endpoints`](crate::client::balance::Replicas::endpoints)).
+    pub replicas: Option<tokio::sync::watch::Receiver<Arc<[Endpoint]>>>,
     /// What to see; nothing set for everything.
     pub filter: v1::RevocationFilter,
     /// How often to hear from the server.
@@ -65,6 +68,10 @@ pub struct WatchSettings {
     pub subscriber_id: String,
     /// The credential, when it is not the certificate.
     pub authorization: Option<Authorization>,
+    /// Told when the server does not take the credential any more, so that the next one is new
+    /// ([`TokenSource::forget`](crate::client::token_source::TokenSource::forget)). Who revokes everything
+    /// revokes the tokens of watchers, too.
+    pub refused: Option<Arc<dyn Fn() + Send + Sync>>,
     /// The most entries to hold. What comes over it is left out, and the server has to be asked about
     /// tokens that it might concern ([`View::with_limit`]).
     pub max_entries: u64,
@@ -77,11 +84,13 @@ impl WatchSettings {
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
         Self {
             endpoints,
+            replicas: None,
             filter: v1::RevocationFilter::default(),
             heartbeat: Duration::from_secs(1),
             max_frame_bytes: 0,
             subscriber_id: String::new(),
             authorization: None,
+            refused: None,
             max_entries: u64::MAX,
             relay: None,
         }
@@ -268,9 +277,7 @@ impl Watch {
     }
 
     async fn connect(&mut self) -> Result<Live, WatchEvent> {
-        let count = self.settings.endpoints.len().max(1);
-        let endpoint = self.settings.endpoints.get(self.next_endpoint % count).cloned();
-        self.next_endpoint = self.next_endpoint.wrapping_add(1);
+        let endpoint = self.next_endpoint();
         let Some(endpoint) = endpoint else {
             return Err(self.lose(Lost::Connect("there are no endpoints".to_owned())));
         };
@@ -281,6 +288,16 @@ impl Watch {
             Ok(Err(Opening::Status(status))) => Err(self.ended(&status)),
             Err(_) => Err(self.lose(Lost::Connect("timed out".to_owned()))),
         }
+    }
+
+    fn next_endpoint(&mut self) -> Option<Endpoint> {
+        let replicas =
+            self.settings.replicas.as_ref().map(|replicas| Arc::clone(&replicas.borrow()));
+        let known = replicas.as_deref().filter(|replicas| !replicas.is_empty());
+        let endpoints = known.unwrap_or(&self.settings.endpoints);
+        let endpoint = endpoints.get(self.next_endpoint % endpoints.len().max(1)).cloned();
+        self.next_endpoint = self.next_endpoint.wrapping_add(1);
+        endpoint
     }
 
     async fn open(&self, endpoint: Endpoint) -> Result<Live, Opening> {
@@ -497,7 +514,13 @@ impl Watch {
             status.code(),
             Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument
         );
-        let went_away = self.live.as_ref().is_some_and(|live| live.go_away.is_some());
+        let reason = self.live.as_ref().and_then(|live| live.go_away).map(|(reason, _)| reason);
+        let went_away = reason.is_some();
+        let credential_ended = reason == Some(v1::GoAwayReason::CredentialExpiring)
+            || status.code() == Code::Unauthenticated;
+        if let Some(told) = self.settings.refused.as_ref().filter(|_| credential_ended) {
+            told();
+        }
         if refused && !went_away {
             self.forget_stream();
             self.tries = self.tries.saturating_add(1);

@@ -63,6 +63,7 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
     let mut errors = ConfigErrors::default();
     for (key, path) in [
         ("keys.encryption_key_file", &config.keys.encryption_key_file),
+        ("password.pepper_file", &config.password.pepper_file),
         ("tls.key_file", &config.tls.key_file),
     ] {
         if let Some(Err(error)) = path.as_deref().map(secret_file::check) {

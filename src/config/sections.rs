@@ -81,7 +81,7 @@ section! {
     Store {
         /// The data directory. Required; with --dev ./avouch-data.
         path: Option<PathBuf> = None,
-        /// Memory for the store's cache.
+        /// Memory for records that were read. What is stored takes more beside it.
         cache_bytes: Bytes = Bytes(64 << 20),
         /// Stop writes when the disk has less room than this.
         min_free_bytes: Bytes = Bytes(256 << 20),
@@ -119,6 +119,11 @@ section! {
         max_length: usize = 256,
         /// More passwords to refuse, one on a line, besides the built-in list.
         blocklist_file: Option<PathBuf> = None,
+        /// A file with the keys of a pepper: passwords are hashed with a key besides their salt, so that
+        /// the store alone checks no guess. A line for each key, a version from 1 to 65535, a space and
+        /// 32 random bytes in base64 or hexadecimal. The highest version makes new hashes, and each
+        /// login with an older one replaces its hash. Keep a key until no hash needs it.
+        pepper_file: Option<PathBuf> = None,
         /// Hashes at a time; each takes memory_kib. Not set: one for each core.
         workers: Option<NonZeroU32> = None,
         /// The longest that a login may wait for a hash before it is turned away.
@@ -145,7 +150,8 @@ section! {
 section! {
     /// `[sessions]`: logins.
     Sessions {
-        /// Sessions of one subject at a time. One more revokes the oldest.
+        /// Sessions of one subject at a time. One more revokes the oldest. After this is lowered, the
+        /// next login of a subject revokes what it has beyond it.
         max_per_subject: NonZeroU32 = const_nonzero(256),
     }
 }

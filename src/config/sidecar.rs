@@ -151,8 +151,15 @@ pub fn load(sources: &Sources, issuer: Option<String>) -> Result<SidecarConfig, 
         Some(path) => {
             let name = path.display().to_string();
             match std::fs::read_to_string(path) {
-                Ok(text) => parts.apply_file(&name, &text, &mut rules, &mut errors),
-                Err(error) => errors.push(name, format!("cannot be read: {error}")),
+                Ok(text) => {
+                    if parts.apply_file(&name, &text, &mut rules, &mut errors).is_none() {
+                        return Err(errors);
+                    }
+                }
+                Err(error) => {
+                    errors.push(name, format!("cannot be read: {error}"));
+                    return Err(errors);
+                }
             }
         }
         // Without a file every path needs a token.
@@ -214,8 +221,9 @@ impl Parts {
         text: &str,
         rules: &mut Vec<(String, Route, Rule)>,
         errors: &mut ConfigErrors,
-    ) {
-        for table in file::read(name, text, errors).into_iter().flatten() {
+    ) -> Option<()> {
+        // What is no TOML says nothing, and nothing more is to be said of it.
+        for table in file::read(name, text, errors)? {
             let origin = format!("{name}:{}", table.line);
             match (table.name.as_str(), table.in_array) {
                 ("rule", true) => {
@@ -241,6 +249,7 @@ impl Parts {
                 }
             }
         }
+        Some(())
     }
 
     fn apply(

@@ -32,7 +32,8 @@ impl Names {
     /// # Errors
     /// When a name is not a `scope-token`, stands twice, or there are too many.
     pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, ScopeError> {
-        let mut set: Vec<Box<str>> = Vec::new();
+        let names = names.into_iter();
+        let mut set: Vec<Box<str>> = Vec::with_capacity(names.size_hint().0.min(MAX_NAMES));
         for name in names {
             let name = name.as_ref();
             if name.len() > MAX_NAME_BYTES || set.len() == MAX_NAMES {

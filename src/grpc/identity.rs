@@ -200,7 +200,8 @@ fn revocation_request(fields: &mut Fields, message: pb::RevokeRequest) -> Option
     let initiator =
         fields.number("initiating_entity", message.initiating_entity, Initiator::from_number);
     let wait = fields.duration("wait", message.wait, MAX_WAIT);
-    Some(revoke::Request { what: what?, reason: reason.unwrap_or(Reason::Logout), initiator, wait })
+    let stated = revoke::Stated { reason, initiator };
+    Some(revoke::Request { what: what?, stated, wait })
 }
 
 /// The device of a message, or an empty one.

@@ -226,7 +226,6 @@ pub fn revoke(error: RevokeError) -> Status {
 pub fn introspect(error: IntrospectError) -> Status {
     match error {
         IntrospectError::Anonymous => caller_unknown(),
-        IntrospectError::Denied => denied(),
         IntrospectError::Wait(error) => watch(error),
         IntrospectError::Store(error) => store(error),
     }
@@ -279,6 +278,12 @@ impl From<AdminError> for Status {
                 "no key is announced; call CreateKey first",
             ),
             AdminError::Busy(after) => busy(after),
+            AdminError::Unrecorded => retry(
+                Code::Unavailable,
+                "AUDIT_UNAVAILABLE",
+                "the audit log cannot be written, so nothing was changed",
+                UNAVAILABLE_RETRY,
+            ),
             AdminError::Store(error) => store(error),
             AdminError::Internal(what) => internal(what),
         }

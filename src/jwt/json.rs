@@ -1,12 +1,15 @@
 //! The header and the claims as JSON: written, and read by closed structs.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::domain::claims::Claims;
 use crate::domain::clock::Timestamp;
-use crate::domain::ids::{Epoch, Epochs};
+use crate::domain::ids::{Epoch, Epochs, SessionId, TokenId};
 use crate::domain::scope::Names;
 
 /// Reads a JSON object. serde would read a struct from an array too.
@@ -39,17 +42,30 @@ pub(super) struct ClaimsOut<'a> {
     exp: u64,
     iat: u64,
     nbf: u64,
-    jti: String,
+    jti: Shown<TokenId>,
     client_id: &'a str,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    scope: String,
+    #[serde(skip_serializing_if = "is_none")]
+    scope: Shown<&'a Names>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sid: Option<String>,
+    sid: Option<Shown<SessionId>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     auth_time: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     amr: Vec<&'a str>,
     epo: [u32; 3],
+}
+
+/// Written as it is shown, without a text of its own.
+struct Shown<T>(T);
+
+impl<T: fmt::Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
+fn is_none(names: &Shown<&Names>) -> bool {
+    names.0.is_empty()
 }
 
 #[derive(Serialize)]
@@ -72,10 +88,10 @@ impl<'a> From<&'a Claims> for ClaimsOut<'a> {
             exp: claims.expires_at.as_secs(),
             iat: claims.issued_at.as_secs(),
             nbf: claims.not_before.as_secs(),
-            jti: claims.token_id.to_string(),
+            jti: Shown(claims.token_id),
             client_id: claims.client.as_str(),
-            scope: claims.scope.to_string(),
-            sid: claims.session.map(|sid| sid.to_string()),
+            scope: Shown(&claims.scope),
+            sid: claims.session.map(Shown),
             auth_time: claims.authenticated_at.map(Timestamp::as_secs),
             amr: claims.methods.iter().collect(),
             epo: [claims.epochs.global.0, claims.epochs.client.0, claims.epochs.subject.0],
@@ -93,7 +109,8 @@ pub(super) struct ClaimsIn<'a> {
     pub(super) iss: Cow<'a, str>,
     #[serde(borrow)]
     sub: Cow<'a, str>,
-    aud: AudienceIn,
+    #[serde(borrow)]
+    aud: AudienceIn<'a>,
     exp: u64,
     iat: u64,
     #[serde(default, deserialize_with = "present")]
@@ -102,22 +119,61 @@ pub(super) struct ClaimsIn<'a> {
     jti: Cow<'a, str>,
     #[serde(borrow)]
     client_id: Cow<'a, str>,
-    #[serde(default, deserialize_with = "present")]
-    scope: Option<String>,
-    #[serde(default, deserialize_with = "present")]
-    sid: Option<String>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    scope: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    sid: Option<Text<'a>>,
     #[serde(default, deserialize_with = "present")]
     auth_time: Option<u64>,
-    #[serde(default, deserialize_with = "present")]
-    amr: Option<Vec<String>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    amr: Option<Vec<Text<'a>>>,
     epo: [u32; 3],
 }
 
+/// A text, borrowed unless it has escapes. Within an option or a list serde borrows no bare `Cow`.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum AudienceIn {
-    One(String),
-    Many(Vec<String>),
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl AsRef<str> for Text<'_> {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One text or a list of them (RFC 7519 section 4.1.3).
+struct AudienceIn<'a>(Vec<Text<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for AudienceIn<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(AudienceVisitor(PhantomData))
+    }
+}
+
+struct AudienceVisitor<'a>(PhantomData<&'a ()>);
+
+impl<'de: 'a, 'a> Visitor<'de> for AudienceVisitor<'a> {
+    type Value = AudienceIn<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an audience or a list of audiences")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(AudienceIn(vec![Text(text.into())]))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(AudienceIn(vec![Text(text.to_owned().into())]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut names = Vec::new();
+        while let Some(name) = list.next_element()? {
+            names.push(name);
+        }
+        Ok(AudienceIn(names))
+    }
 }
 
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
@@ -126,20 +182,16 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
 
 impl ClaimsIn<'_> {
     pub(super) fn into_claims(self) -> Option<Claims> {
-        let audience = match self.aud {
-            AudienceIn::One(name) => Names::new([name]),
-            AudienceIn::Many(names) => Names::new(names),
-        };
-        let audience = audience.ok().filter(|names| !names.is_empty())?;
+        let audience = Names::new(self.aud.0).ok().filter(|names| !names.is_empty())?;
         let [global, client, subject] = self.epo.map(Epoch);
         Some(Claims {
             issuer: self.iss.into(),
             subject: self.sub.parse().ok()?,
             audience,
             client: self.client_id.parse().ok()?,
-            scope: self.scope.as_deref().unwrap_or_default().parse().ok()?,
+            scope: self.scope.as_ref().map_or("", Text::as_ref).parse().ok()?,
             token_id: self.jti.parse().ok()?,
-            session: self.sid.map(|sid| sid.parse()).transpose().ok()?,
+            session: self.sid.map(|sid| sid.as_ref().parse()).transpose().ok()?,
             issued_at: Timestamp::from_secs(self.iat),
             not_before: Timestamp::from_secs(self.nbf.unwrap_or(self.iat)),
             expires_at: Timestamp::from_secs(self.exp),

@@ -119,8 +119,9 @@ impl SigningKey {
     /// # Errors
     /// When the token would be too long, or the library fails.
     pub fn encode(&self, claims: &Claims) -> Result<SecretText, EncodeError> {
-        let payload =
-            serde_json::to_vec(&ClaimsOut::from(claims)).map_err(|_| EncodeError::Signing)?;
+        let mut payload = Vec::with_capacity(640);
+        serde_json::to_writer(&mut payload, &ClaimsOut::from(claims))
+            .map_err(|_| EncodeError::Signing)?;
         // The full length up front: a string that grows leaves copies of the token behind.
         let signature_len = match &self.pair {
             Pair::Ec(_) | Pair::Ed(_) => 64,

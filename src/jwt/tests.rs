@@ -767,36 +767,3 @@ proptest! {
         let _ = check_raw_payload(&spliced);
     }
 }
-
-/// What a token costs besides its signature. By hand: `cargo test --lib --release -- --ignored
-/// --nocapture cost_of`.
-#[test]
-#[ignore = "a measurement, not a check"]
-#[expect(clippy::disallowed_methods, reason = "it measures the machine")]
-fn cost_of_a_token() {
-    let median = |work: &dyn Fn()| {
-        let mut rounds: Vec<Duration> = (0..2_000)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                work();
-                start.elapsed()
-            })
-            .collect();
-        rounds.sort_unstable();
-        rounds[rounds.len() / 2]
-    };
-    for key in [&KEYS.ec, &KEYS.ed, &KEYS.rsa] {
-        let token = key.encode(&claims()).unwrap().into_exposed();
-        let (message, signature) = token.rsplit_once('.').unwrap();
-        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
-        let public = &KEYS.known[key.id().as_str()].key;
-        println!(
-            "{}: sign {:?}, encode {:?}; check {:?}, verify {:?}",
-            key.algorithm(),
-            median(&|| drop(key.sign(message.as_bytes()))),
-            median(&|| drop(key.encode(&claims()))),
-            median(&|| public.verify_sig(message.as_bytes(), &signature).unwrap()),
-            median(&|| drop(check(&token).unwrap())),
-        );
-    }
-}

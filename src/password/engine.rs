@@ -1,11 +1,14 @@
 //! One hash at a time, in memory that is kept between hashes. The only user of `argon2`.
 
+use std::sync::Arc;
+
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::domain::secret::SecretText;
+use crate::domain::secret::{SecretBytes, SecretText};
 use crate::password::params::HashParams;
+use crate::password::pepper::Pepper;
 use crate::password::phc::{OUTPUT_BYTES, PasswordHash, SALT_BYTES};
 
 /// A hash could not be computed: there is no memory for it.
@@ -15,13 +18,16 @@ pub(crate) struct EngineError;
 /// Runs Argon2id for one thread.
 pub(crate) struct Engine {
     current: HashParams,
+    pepper: Arc<Pepper>,
     memory: Vec<Block>,
+    work: u64,
 }
 
 impl Engine {
-    /// An engine whose new hashes use the `current` settings. It takes its memory when it first runs.
-    pub(crate) const fn new(current: HashParams) -> Self {
-        Self { current, memory: Vec::new() }
+    /// An engine whose new hashes use the `current` settings and the current key of the pepper. It
+    /// takes its memory when it first runs.
+    pub(crate) const fn new(current: HashParams, pepper: Arc<Pepper>) -> Self {
+        Self { current, pepper, memory: Vec::new(), work: 0 }
     }
 
     /// Hashes a password that has its canonical spelling.
@@ -30,24 +36,38 @@ impl Engine {
         password: &SecretText,
         salt: [u8; SALT_BYTES],
     ) -> Result<PasswordHash, EngineError> {
-        let output = self.derive(self.current, password, &salt, OUTPUT_BYTES)?;
-        Ok(PasswordHash { params: self.current, salt: salt.into(), output })
+        let pepper = Arc::clone(&self.pepper);
+        let key = pepper.current();
+        let secret = key.and_then(|key| pepper.key(key));
+        let output = self.derive(self.current, secret, password, &salt, OUTPUT_BYTES)?;
+        Ok(PasswordHash { params: self.current, key, salt: salt.into(), output })
     }
 
     /// Whether `hash` is of this password. It runs with the settings of `hash`; when those are less
     /// work than the current ones it makes up for the rest, so that the time does not say whose
-    /// hash is old.
+    /// hash is old. A hash under a key that is not at hand matches nothing, in the same time.
     pub(crate) fn verify(
         &mut self,
         password: &SecretText,
         hash: &PasswordHash,
     ) -> Result<bool, EngineError> {
-        let output = self.derive(hash.params, password, &hash.salt, hash.output.len())?;
-        let matches = output.ct_eq(&hash.output).into();
+        let pepper = Arc::clone(&self.pepper);
+        let secret = hash.key.and_then(|key| pepper.key(key));
+        let output = self.derive(hash.params, secret, password, &hash.salt, hash.output.len())?;
+        let matches: bool = output.ct_eq(&hash.output).into();
         if let Some(filler) = hash.params.shortfall(&self.current) {
-            self.derive(filler, password, &hash.salt, OUTPUT_BYTES)?;
+            self.derive(filler, secret, password, &hash.salt, OUTPUT_BYTES)?;
+        }
+        if let (Some(version), None) = (hash.key, secret) {
+            tracing::error!(version, "a password was hashed under a key that the pepper lacks");
+            return Ok(false);
         }
         Ok(matches)
+    }
+
+    /// The work since this was last asked, in KiB written.
+    pub(crate) const fn take_work(&mut self) -> u64 {
+        std::mem::replace(&mut self.work, 0)
     }
 
     /// Overwrites what the last hash left in memory. From the first blocks of a single pass a guess can
@@ -62,10 +82,12 @@ impl Engine {
     fn derive(
         &mut self,
         params: HashParams,
+        secret: Option<&SecretBytes<32>>,
         password: &SecretText,
         salt: &[u8],
         length: usize,
     ) -> Result<Zeroizing<Vec<u8>>, EngineError> {
+        self.work += params.cost();
         let params = Params::new(
             params.memory_kib(),
             params.iterations(),
@@ -75,7 +97,15 @@ impl Engine {
         .map_err(|_| EngineError)?;
         self.reserve(params.block_count())?;
         let mut output = Zeroizing::new(vec![0; length]);
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        let argon2 = match secret {
+            None => Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
+            Some(secret) => {
+                let secret = secret.expose();
+                Argon2::new_with_secret(secret, Algorithm::Argon2id, Version::V0x13, params)
+                    .map_err(|_| EngineError)?
+            }
+        };
+        argon2
             .hash_password_into_with_memory(
                 password.expose().as_bytes(),
                 salt,
@@ -122,7 +152,7 @@ mod tests {
     }
 
     fn weak() -> Engine {
-        Engine::new(HashParams::weak_for_tests())
+        Engine::new(HashParams::weak_for_tests(), Arc::default())
     }
 
     #[test]
@@ -182,6 +212,45 @@ mod tests {
         }
     }
 
+    fn peppered(keys: &[(u16, u8)]) -> Engine {
+        let key = |&(version, byte)| {
+            (std::num::NonZeroU16::new(version).unwrap(), SecretBytes::new([byte; 32]))
+        };
+        let pepper = Pepper::new(keys.iter().map(key).collect()).unwrap();
+        Engine::new(HashParams::weak_for_tests(), Arc::new(pepper))
+    }
+
+    #[test]
+    fn a_hash_with_a_key_is_of_no_use_without_it() {
+        let password = text("correct horse");
+        let plain = weak().hash(&password, [7; 16]).unwrap();
+        let hash = peppered(&[(1, 1)]).hash(&password, [7; 16]).unwrap();
+        assert_ne!(*plain.output, *hash.output);
+        let stored = PasswordHash::from_phc(hash.to_phc().expose()).unwrap();
+        // What is stored, without the key that it names, and without its name.
+        let mut stripped = stored.clone();
+        stripped.key = None;
+        let mut named = plain.clone();
+        named.key = std::num::NonZeroU16::new(9);
+        for (name, keys, hash, matches) in [
+            ("the key", &[(1, 1)][..], &stored, true),
+            ("the key and a newer one", &[(1, 1), (2, 2)], &stored, true),
+            ("another key of its version", &[(1, 2)], &stored, false),
+            ("a newer key alone", &[(2, 1)], &stored, false),
+            ("the key, but its name removed", &[(1, 1)], &stripped, false),
+            ("a hash without a key", &[(1, 1)], &plain, true),
+            ("a hash without a key that names one", &[(1, 1)], &named, false),
+        ] {
+            assert_eq!(peppered(keys).verify(&password, hash), Ok(matches), "{name}");
+            assert_eq!(peppered(keys).verify(&text("wrong"), hash), Ok(false), "{name}");
+        }
+        for hash in [&stored, &stripped] {
+            assert_eq!(weak().verify(&password, hash), Ok(false), "no key at all");
+        }
+        let newer = peppered(&[(1, 1), (2, 2)]).hash(&password, [7; 16]).unwrap();
+        assert_ne!(newer.to_phc().expose(), hash.to_phc().expose(), "the newest key makes it");
+    }
+
     #[test]
     fn kept_memory_changes_no_result() {
         let mut engine = weak();
@@ -191,7 +260,7 @@ mod tests {
             let kept = engine.hash(&password, [round; 16]).unwrap();
             let fresh = weak().hash(&password, [round; 16]).unwrap();
             assert_eq!(kept.to_phc().expose(), fresh.to_phc().expose());
-            let costly = Engine::new(costly).hash(&password, [round; 16]).unwrap();
+            let costly = Engine::new(costly, Arc::default()).hash(&password, [round; 16]).unwrap();
             assert_eq!(engine.verify(&password, &costly), Ok(true));
         }
     }
@@ -200,7 +269,7 @@ mod tests {
     fn a_costly_row_does_not_leave_the_engine_large() {
         let mut engine = weak();
         let costly = HashParams::stored(4096, 1, 1).unwrap();
-        let costly = Engine::new(costly).hash(&text("a"), [1; 16]).unwrap();
+        let costly = Engine::new(costly, Arc::default()).hash(&text("a"), [1; 16]).unwrap();
         assert_eq!(engine.verify(&text("a"), &costly), Ok(true));
         assert_eq!(engine.memory.len(), 4096);
         engine.hash(&text("a"), [1; 16]).unwrap();

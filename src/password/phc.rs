@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::domain::secret::SecretText;
 use crate::password::params::HashParams;
+use crate::password::pepper::Version;
 
 /// The salt of a new hash, in bytes.
 pub(crate) const SALT_BYTES: usize = 16;
@@ -37,6 +38,8 @@ pub enum PhcError {
 #[derive(Clone)]
 pub struct PasswordHash {
     pub(crate) params: HashParams,
+    /// The key of the pepper that it was made with; none when it was made with the salt alone.
+    pub(crate) key: Option<Version>,
     pub(crate) salt: Box<[u8]>,
     pub(crate) output: Zeroizing<Vec<u8>>,
 }
@@ -70,6 +73,13 @@ impl PasswordHash {
         else {
             return Err(PhcError::Malformed);
         };
+        let key = match params.next() {
+            None => None,
+            Some(text) => {
+                let text = text.strip_prefix("keyid=").ok_or(PhcError::Malformed)?;
+                Some(read_key_id(text).ok_or(PhcError::Malformed)?)
+            }
+        };
         if params.next().is_some() {
             return Err(PhcError::Malformed);
         }
@@ -83,14 +93,18 @@ impl PasswordHash {
         {
             return Err(PhcError::OutOfRange);
         }
-        Ok(Self { params, salt: salt.into(), output })
+        Ok(Self { params, key, salt: salt.into(), output })
     }
 
-    /// The text to store, `$argon2id$v=19$m=19456,t=2,p=1$salt$hash`.
+    /// The text to store, `$argon2id$v=19$m=19456,t=2,p=1$salt$hash`, with `,keyid=…` after the
+    /// settings if there is a pepper.
     pub fn to_phc(&self) -> SecretText {
-        let salt = STANDARD_NO_PAD.encode(&self.salt);
-        let output = Zeroizing::new(STANDARD_NO_PAD.encode(&*self.output));
-        SecretText::new(format!("{PREFIX}{}${salt}${}", self.params, *output))
+        let encode = |bytes: &[u8]| STANDARD_NO_PAD.encode(bytes);
+        let key = self
+            .key
+            .map_or_else(String::new, |key| format!(",keyid={}", encode(&key.get().to_be_bytes())));
+        let output = Zeroizing::new(encode(&self.output));
+        SecretText::new(format!("{PREFIX}{}{key}${}${}", self.params, encode(&self.salt), *output))
     }
 
     /// The settings it was made with.
@@ -98,12 +112,20 @@ impl PasswordHash {
         &self.params
     }
 
-    /// Whether a hash made now with the `current` settings would be better than this one.
-    pub fn needs_rehash(&self, current: &HashParams) -> bool {
+    /// Whether a hash made now with the `current` settings and the current key of the pepper would
+    /// be better than this one.
+    pub fn needs_rehash(&self, current: &HashParams, key: Option<Version>) -> bool {
         self.params.is_below(current)
+            || self.key != key
             || self.salt.len() < SALT_BYTES
             || self.output.len() < OUTPUT_BYTES
     }
+}
+
+/// The version of a pepper in two bytes, big-endian.
+fn read_key_id(text: &str) -> Option<Version> {
+    let bytes = STANDARD_NO_PAD.decode(text).ok()?;
+    Version::new(u16::from_be_bytes(bytes.try_into().ok()?))
 }
 
 impl fmt::Debug for PasswordHash {
@@ -132,8 +154,22 @@ mod tests {
         assert_eq!(hash.params(), &HashParams::default());
         assert_eq!(*hash.salt, *Vec::from_iter(0..16));
         assert_eq!(*hash.output, Vec::from_iter(0..32));
-        assert!(!hash.needs_rehash(&HashParams::default()));
+        assert!(!hash.needs_rehash(&HashParams::default(), None));
         assert_eq!(format!("{hash:?}"), "<redacted>");
+    }
+
+    #[test]
+    fn names_the_key_of_the_pepper() {
+        for (version, key_id) in [(1, "AAE"), (258, "AQI"), (u16::MAX, "//8")] {
+            let text = GOOD.replace("p=1", &format!("p=1,keyid={key_id}"));
+            let hash = parse(&text).unwrap();
+            assert_eq!(hash.key, Version::new(version));
+            assert_eq!(hash.to_phc().expose(), text);
+            let current = HashParams::default();
+            assert!(!hash.needs_rehash(&current, Version::new(version)));
+            assert!(hash.needs_rehash(&current, Version::new(2)));
+            assert!(parse(GOOD).unwrap().needs_rehash(&current, Version::new(version)));
+        }
     }
 
     #[test]
@@ -152,6 +188,11 @@ mod tests {
             &GOOD.replace("t=2,p=1", "p=1,t=2"),
             &GOOD.replace(",p=1", ""),
             &GOOD.replace("p=1", "p=1,keyid=AAAA"),
+            &GOOD.replace("p=1", "p=1,keyid=AAA"),
+            &GOOD.replace("p=1", "p=1,keyid=AAF"),
+            &GOOD.replace("p=1", "p=1,keyid="),
+            &GOOD.replace("p=1", "p=1,keyid=AAE,data=AAE"),
+            &GOOD.replace("p=1", "keyid=AAE,p=1"),
             &GOOD.replace("t=2", "t=+2"),
             &GOOD.replace("t=2", "t=02"),
             &GOOD.replace("t=2", "t=0"),
@@ -190,10 +231,10 @@ mod tests {
     #[test]
     fn asks_for_a_new_hash_when_the_stored_one_is_less() {
         let current = HashParams::default();
-        assert!(parse(&GOOD.replace("t=2", "t=1")).unwrap().needs_rehash(&current));
-        assert!(!parse(&GOOD.replace("t=2", "t=3")).unwrap().needs_rehash(&current));
+        assert!(parse(&GOOD.replace("t=2", "t=1")).unwrap().needs_rehash(&current, None));
+        assert!(!parse(&GOOD.replace("t=2", "t=3")).unwrap().needs_rehash(&current, None));
         let short_salt = GOOD.replace("AAECAwQFBgcICQoLDA0ODw$", "AAECAwQFBgcICQoL$");
-        assert!(parse(&short_salt).unwrap().needs_rehash(&current));
+        assert!(parse(&short_salt).unwrap().needs_rehash(&current, None));
     }
 
     proptest! {

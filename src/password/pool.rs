@@ -22,6 +22,7 @@ use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretText;
 use crate::password::engine::{Engine, EngineError};
 use crate::password::params::HashParams;
+use crate::password::pepper::Pepper;
 use crate::password::phc::{OUTPUT_BYTES, PasswordHash, SALT_BYTES};
 use crate::precis::{self, PasswordError};
 
@@ -109,6 +110,8 @@ pub struct PoolStats {
     pub running: usize,
     /// Hashes done since the start, failed ones included.
     pub completed: u64,
+    /// The work of those hashes, in KiB written: memory times passes.
+    pub work_kib: u64,
     /// Jobs turned away because too many were waiting.
     pub shed_full: u64,
     /// Jobs turned away because their source had its share.
@@ -136,6 +139,19 @@ impl Hasher {
         settings: PoolSettings,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, PoolError> {
+        Self::with_pepper(params, Pepper::default(), settings, entropy)
+    }
+
+    /// As [`Hasher::new`], with keys that passwords are hashed with besides their salt.
+    ///
+    /// # Errors
+    /// As [`Hasher::new`].
+    pub fn with_pepper(
+        params: HashParams,
+        pepper: Pepper,
+        settings: PoolSettings,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self, PoolError> {
         if !(1..=MAX_WORKERS).contains(&settings.workers) {
             return Err(PoolError::Settings("there must be between 1 and 256 hashing workers"));
         }
@@ -147,13 +163,15 @@ impl Hasher {
         }
 
         // No password is known to have this output, and to find one is to break BLAKE2b.
+        let pepper = Arc::new(pepper);
         let unknown = PasswordHash {
             params,
+            key: pepper.current(),
             salt: entropy.bytes::<SALT_BYTES>().into(),
             output: Zeroizing::new(entropy.bytes::<OUTPUT_BYTES>().into()),
         };
         let started = Instant::now();
-        Engine::new(params)
+        Engine::new(params, Arc::clone(&pepper))
             .verify(&SecretText::new(String::from("a first hash")), &unknown)
             .map_err(|EngineError| PoolError::Memory)?;
         let stats = PoolStats { mean: started.elapsed(), ..PoolStats::default() };
@@ -161,7 +179,7 @@ impl Hasher {
         let workers = settings.workers;
         let state = State { stats, ..State::default() };
         let (state, wake) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { params, settings, entropy, unknown, state, wake });
+        let shared = Arc::new(Shared { params, pepper, settings, entropy, unknown, state, wake });
         // From here on, an early return stops the threads that have started.
         let hasher = Self { shared };
         for n in 0..workers {
@@ -210,7 +228,7 @@ impl Hasher {
 
     /// Whether a stored hash should be replaced, now that its password is at hand.
     pub fn needs_rehash(&self, hash: &PasswordHash) -> bool {
-        hash.needs_rehash(&self.shared.params)
+        hash.needs_rehash(&self.shared.params, self.shared.pepper.current())
     }
 
     /// What the pool is doing and has done.

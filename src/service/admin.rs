@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::authenticate::AuthenticateError;
-use super::journal::{Happening, Origin};
+use super::journal::{Happening, Origin, Unrecorded};
 use super::{Service, describe};
 use crate::domain::caller::{Caller, Identity, Resource, Right};
 use crate::domain::client::LifetimeError;
@@ -44,6 +44,8 @@ pub enum AdminError {
     NothingAnnounced,
     /// No room to hash.
     Busy(Duration),
+    /// The audit log cannot be written, so nothing was changed.
+    Unrecorded,
     /// The store did not answer.
     Store(StoreError),
     /// Something that must not happen.
@@ -88,6 +90,21 @@ impl Service {
         let happening = Happening::Denied { caller: describe(caller), what };
         self.journal.record(self.now(), origin, happening);
         Err(AdminError::Denied)
+    }
+
+    /// Whether the caller may change users, clients and keys. That it tries is in the audit log when
+    /// this returns: what an administrator does must not happen unrecorded. A revocation may, since
+    /// it takes away and gives nothing.
+    pub(super) async fn begin_change(
+        &self,
+        caller: &Caller,
+        what: &'static str,
+        origin: &Origin,
+    ) -> Result<(), AdminError> {
+        self.may_administer(caller, what, origin)?;
+        let happening = Happening::Attempted { what, caller: describe(caller) };
+        let recorded = self.journal.record_surely(self.now(), origin, happening).await;
+        recorded.map_err(|Unrecorded| AdminError::Unrecorded)
     }
 
     fn administered(

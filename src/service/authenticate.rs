@@ -1,6 +1,7 @@
 //! Authenticate: a credential for tokens.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::{ClientError, ClientProof};
@@ -117,8 +118,9 @@ impl Service {
         proof: &ClientProof<'_>,
         origin: &Origin,
         now: Timestamp,
-    ) -> Result<Client, AuthenticateError> {
-        self.clients.authenticate(proof).map_err(|error| match error {
+    ) -> Result<Arc<Client>, AuthenticateError> {
+        // From memory; before anything is given out, `is_still_good` asks the store.
+        self.clients.authenticate_recent(proof, now).map_err(|error| match error {
             ClientError::Store(error) => AuthenticateError::Store(error),
             ClientError::Refused(failure) => {
                 let happening = Happening::LoginFailed {
@@ -135,7 +137,7 @@ impl Service {
 
     fn authenticate_client(
         &self,
-        client: Client,
+        client: Arc<Client>,
         scope: Names,
         audience: Names,
         origin: &Origin,
@@ -168,14 +170,18 @@ impl Service {
             epochs,
         };
         let tokens = self.sign(claims, None).map_err(AuthenticateError::Internal)?;
-        let happening =
-            Happening::LoginSucceeded { subject, client: client.id, session: None, evicted: None };
+        let happening = Happening::LoginSucceeded {
+            subject,
+            client: client.id.clone(),
+            session: None,
+            evicted: None,
+        };
         self.journal.record(now, origin, happening);
         Ok(tokens)
     }
 
     /// Whether what the client proved a moment ago is still so.
-    fn is_still_good(&self, client: &Client) -> Result<bool, StoreError> {
+    pub(super) fn is_still_good(&self, client: &Client) -> Result<bool, StoreError> {
         let still = self.store.find_client(&client.id)?;
         Ok(still
             .is_some_and(|still| !still.disabled && still.secret_digest == client.secret_digest))
@@ -197,7 +203,7 @@ impl Service {
         if !self.is_still_good(&client)? {
             let happening = Happening::LoginFailed {
                 subject: Some(user.subject),
-                client: Some(client.id),
+                client: Some(client.id.clone()),
                 source: source.text,
                 failure: Failure::StaleCredential,
             };
@@ -205,6 +211,7 @@ impl Service {
             return Err(AuthenticateError::Refused);
         }
 
+        self.evict_beyond_limit(&user.subject, origin, now).await?;
         let session = Session {
             id: self.entropy.session_id(),
             subject: user.subject.clone(),
@@ -234,7 +241,7 @@ impl Service {
             Opened::Stale => {
                 let happening = Happening::LoginFailed {
                     subject: Some(user.subject),
-                    client: Some(client.id),
+                    client: Some(client.id.clone()),
                     source: source.text,
                     failure: Failure::StaleCredential,
                 };
@@ -247,7 +254,7 @@ impl Service {
             .map_err(AuthenticateError::Internal)?;
         let happening = Happening::LoginSucceeded {
             subject: user.subject,
-            client: client.id,
+            client: client.id.clone(),
             session: Some(session.id),
             evicted,
         };
@@ -429,7 +436,7 @@ impl Service {
 }
 
 struct Attempt {
-    client: Client,
+    client: Arc<Client>,
     scope: Names,
     audience: Names,
     device: Device,

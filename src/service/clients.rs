@@ -62,7 +62,7 @@ impl Clients {
     }
 
     /// The client, if the proof is good. Reads the store itself, so that a client that was disabled
-    /// a moment ago is refused: for whatever gives out tokens.
+    /// a moment ago is refused: for whatever has no later look at the store.
     ///
     /// # Errors
     /// When the proof is not good; one error for every reason, and the same work.
@@ -76,7 +76,7 @@ impl Clients {
     }
 
     /// As [`Clients::authenticate`], with a registration as [`Clients::recent`] gives it: for
-    /// whatever gives out none.
+    /// whatever gives out nothing, or looks at the store once more before it does.
     ///
     /// # Errors
     /// As for [`Clients::authenticate`].

@@ -35,8 +35,6 @@ pub enum Answer {
 pub enum IntrospectError {
     /// The caller is nobody known.
     Anonymous,
-    /// The caller may not ask.
-    Denied,
     /// This replica has not reached the revision that the call named, or knows no such log.
     Wait(WatchError),
     /// The store did not answer.
@@ -93,15 +91,15 @@ impl Service {
             }
             Err(verdict) => (Answer::Inactive, verdict),
         };
-        // Whoever has no right to ask learns nothing about any token but its own good ones, not even
-        // that it is bad.
+        self.journal.record(now, origin, Happening::Introspected { verdict });
+        // The answer is the same for what is not good and what the caller may not see (RFC 7662
+        // section 2.2), so whoever has no right learns of no token but its own good ones. The
+        // auditor learns that somebody tried.
         if verdict != Verdict::Active && !caller.has(Right::Introspect) {
             let happening =
                 Happening::Denied { caller: super::describe(caller), what: "introspect" };
             self.journal.record(now, origin, happening);
-            return Err(IntrospectError::Denied);
         }
-        self.journal.record(now, origin, Happening::Introspected { verdict });
         Ok(answer)
     }
 

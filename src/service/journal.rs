@@ -2,6 +2,7 @@
 //! receiver knows files and metrics; the service knows neither.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Entry, Reason};
@@ -137,6 +138,13 @@ pub enum Happening {
         /// The answer.
         verdict: Verdict,
     },
+    /// An administrator is about to change something. Nothing is changed unless this is recorded.
+    Attempted {
+        /// What will be done, `create_user` and the like.
+        what: &'static str,
+        /// By whom, as far as it is known.
+        caller: Box<str>,
+    },
     /// A user, a client or a key was changed.
     Administered {
         /// What was done, `user_created` and the like.
@@ -179,10 +187,30 @@ impl Verdict {
     }
 }
 
-/// Is told what happened. It must be quick and never fail.
+/// What was to be recorded was not. What depends on it must not happen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("it cannot be recorded")]
+pub struct Unrecorded;
+
+/// A record on its way to where it lasts.
+pub type Recording<'a> = Pin<Box<dyn Future<Output = Result<(), Unrecorded>> + Send + 'a>>;
+
+/// Is told what happened.
 pub trait Journal: Send + Sync + 'static {
-    /// This happened.
+    /// This happened. It must be quick, and what cannot be recorded is counted and lost.
     fn record(&self, at: Timestamp, origin: &Origin, happening: Happening);
+
+    /// This is about to happen, if it can be recorded: what comes back is over when it is, or when
+    /// it cannot be.
+    fn record_surely<'a>(
+        &'a self,
+        at: Timestamp,
+        origin: &'a Origin,
+        happening: Happening,
+    ) -> Recording<'a> {
+        self.record(at, origin, happening);
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// A journal that forgets.

@@ -49,7 +49,13 @@ pub enum KeeperError {
     /// Somebody else kept changing the ring.
     #[error("the key ring is being changed by somebody else")]
     Contended,
+    /// A key was being made when the process stopped, or making it panicked.
+    #[error("the key ring was not changed: the work was interrupted")]
+    Interrupted,
 }
+
+/// What a change wants the ring to hold; none when it is to stay as it is.
+type Planned = Result<Option<Vec<KeyRecord>>, KeeperError>;
 
 /// Is told when the published keys change, so that watchers hear of it.
 pub trait KeyPublisher: Send + Sync + 'static {
@@ -86,26 +92,34 @@ impl KeyKeeper {
         Err(KeeperError::Contended)
     }
 
-    /// Changes the ring to what `plan` makes of it. None when `plan` wants nothing.
+    /// Changes the ring to what `plan` makes of it, and says what it holds then. No entry when `plan`
+    /// wants nothing.
     async fn change(
         &self,
         now: Timestamp,
         revoked: Option<(KeyId, Cause)>,
-        plan: impl Fn(&[KeyRecord]) -> Result<Option<Vec<KeyRecord>>, KeeperError>,
-    ) -> Result<Option<Entry>, KeeperError> {
+        plan: impl Fn(&Self, &[KeyRecord]) -> Planned + Send + Sync + 'static,
+    ) -> Result<(Vec<KeyRecord>, Option<Entry>), KeeperError> {
+        let plan = Arc::new(plan);
         for _ in 0..TRIES {
             let stored = self.store.ring()?;
-            let Some(wanted) = plan(&stored.keys)? else { return Ok(None) };
+            let (keeper, plan, known) = (self.clone(), Arc::clone(&plan), stored.keys.clone());
+            // To make an RSA key takes a second of a core, and the threads of requests are few.
+            let planned = tokio::task::spawn_blocking(move || plan(&keeper, &known)).await;
+            let Some(wanted) = planned.map_err(|_| KeeperError::Interrupted)?? else {
+                return Ok((stored.keys, None));
+            };
             let remove = stored
                 .keys
                 .iter()
                 .filter(|known| wanted.iter().all(|record| record.id != known.id))
                 .map(|known| known.id.clone())
                 .collect();
-            let put = wanted.into_iter().filter(|record| !stored.keys.contains(record)).collect();
+            let put =
+                wanted.iter().filter(|record| !stored.keys.contains(record)).cloned().collect();
             let change = RingChange { put, remove, revoked: revoked.clone(), ..Default::default() };
             match self.store.change_ring(stored.version, change, now).await? {
-                RingChanged::Done(entry) => return Ok(Some(entry)),
+                RingChanged::Done(entry) => return Ok((wanted, Some(entry))),
                 RingChanged::Conflict => {}
             }
         }
@@ -117,10 +131,10 @@ impl KeyKeeper {
     /// # Errors
     /// See [`KeeperError`].
     pub async fn roll(&self, now: Timestamp) -> Result<Option<Entry>, KeeperError> {
-        self.change(now, None, |records| {
-            Ok(keys::roll_at(records, &self.policy, now, &self.sealer, &*self.entropy)?)
-        })
-        .await
+        let rolled = self.change(now, None, move |keeper, records| {
+            Ok(keys::roll_at(records, &keeper.policy, now, &keeper.sealer, &*keeper.entropy)?)
+        });
+        Ok(rolled.await?.1)
     }
 
     /// Carries out what is due for the MAC keys.
@@ -154,7 +168,8 @@ impl KeyKeeper {
         Err(KeeperError::Contended)
     }
 
-    /// Announces the next key, unless one of the algorithm is announced.
+    /// Announces the next key, unless one of the algorithm is announced. Returns the announced one as
+    /// it stood then: who rotates at the same time may make it sign before the caller looks.
     ///
     /// # Errors
     /// See [`KeeperError`].
@@ -162,54 +177,60 @@ impl KeyKeeper {
         &self,
         algorithm: Algorithm,
         now: Timestamp,
-    ) -> Result<Option<Entry>, KeeperError> {
-        self.change(now, None, |records| {
-            let announced = |record: &KeyRecord| {
-                record.state == KeyState::Announced && record.algorithm == algorithm
-            };
-            if records.iter().any(announced) {
-                return Ok(None);
-            }
-            let at = now.after(self.policy.announce_for);
-            let state = KeyState::Announced;
-            let new = keys::generate(algorithm, state, at, now, &self.sealer, &*self.entropy)?;
-            Ok(Some(records.iter().cloned().chain([new]).collect()))
-        })
-        .await
+    ) -> Result<KeyRecord, KeeperError> {
+        let announced = move |record: &KeyRecord| {
+            record.state == KeyState::Announced && record.algorithm == algorithm
+        };
+        let (records, _) = self
+            .change(now, None, move |keeper, records| {
+                if records.iter().any(announced) {
+                    return Ok(None);
+                }
+                let at = now.after(keeper.policy.announce_for);
+                let state = KeyState::Announced;
+                let (sealer, entropy) = (&keeper.sealer, &*keeper.entropy);
+                let new = keys::generate(algorithm, state, at, now, sealer, entropy)?;
+                Ok(Some(records.iter().cloned().chain([new]).collect()))
+            })
+            .await?;
+        records.into_iter().find(announced).ok_or(KeeperError::NotFound)
     }
 
-    /// Makes the announced key sign now.
+    /// Makes the announced key sign now, and returns it.
     ///
     /// # Errors
     /// See [`KeeperError`].
-    pub async fn rotate(&self, now: Timestamp) -> Result<Option<Entry>, KeeperError> {
-        self.change(now, None, |records| {
-            let next = records
-                .iter()
-                .filter(|record| record.state == KeyState::Announced)
-                .min_by_key(|record| record.created_at)
-                .ok_or(KeeperError::NothingAnnounced)?;
-            let rotated = records
-                .iter()
-                .map(|record| {
-                    let mut record = record.clone();
-                    if record.id == next.id {
-                        record.state = KeyState::Active;
-                        record.activate_at = now;
-                    } else if record.state == KeyState::Active {
-                        record.state = KeyState::Retired;
-                        record.retired_at = Some(now);
-                        record.remove_at = Some(now.after(self.policy.remove_after));
-                    }
-                    record
-                })
-                .collect();
-            Ok(Some(rotated))
-        })
-        .await
+    pub async fn rotate(&self, now: Timestamp) -> Result<KeyRecord, KeeperError> {
+        let (records, _) = self
+            .change(now, None, move |keeper, records| {
+                let next = records
+                    .iter()
+                    .filter(|record| record.state == KeyState::Announced)
+                    .min_by_key(|record| record.created_at)
+                    .ok_or(KeeperError::NothingAnnounced)?;
+                let rotated = records
+                    .iter()
+                    .map(|record| {
+                        let mut record = record.clone();
+                        if record.id == next.id {
+                            record.state = KeyState::Active;
+                            record.activate_at = now;
+                        } else if record.state == KeyState::Active {
+                            record.state = KeyState::Retired;
+                            record.retired_at = Some(now);
+                            record.remove_at = Some(now.after(keeper.policy.remove_after));
+                        }
+                        record
+                    })
+                    .collect();
+                Ok(Some(rotated))
+            })
+            .await?;
+        let active = |record: &KeyRecord| record.state == KeyState::Active;
+        records.into_iter().find(active).ok_or(KeeperError::NotFound)
     }
 
-    /// Takes a key back.
+    /// Takes a key back, and returns it.
     ///
     /// # Errors
     /// See [`KeeperError`].
@@ -218,15 +239,20 @@ impl KeyKeeper {
         id: &KeyId,
         reason: Reason,
         now: Timestamp,
-    ) -> Result<Option<Entry>, KeeperError> {
+    ) -> Result<(KeyRecord, Option<Entry>), KeeperError> {
         let cause = Cause { reason, initiator: Initiator::Admin };
-        self.change(now, Some((id.clone(), cause)), |records| {
-            if records.iter().all(|record| record.id != *id) {
-                return Err(KeeperError::NotFound);
-            }
-            Ok(keys::revoke_at(records, id, &self.policy, now, &self.sealer, &*self.entropy)?)
-        })
-        .await
+        let wanted = id.clone();
+        let (records, entry) = self
+            .change(now, Some((id.clone(), cause)), move |keeper, records| {
+                if records.iter().all(|record| record.id != wanted) {
+                    return Err(KeeperError::NotFound);
+                }
+                let (sealer, entropy) = (&keeper.sealer, &*keeper.entropy);
+                Ok(keys::revoke_at(records, &wanted, &keeper.policy, now, sealer, entropy)?)
+            })
+            .await?;
+        let revoked = records.into_iter().find(|record| record.id == *id);
+        Ok((revoked.ok_or(KeeperError::NotFound)?, entry))
     }
 }
 
@@ -297,12 +323,11 @@ impl Service {
         algorithm: Option<Algorithm>,
         origin: &Origin,
     ) -> Result<KeyRecord, AdminError> {
-        self.may_administer(caller, "create_key", origin)?;
+        self.begin_change(caller, "create_key", origin).await?;
         let algorithm = algorithm.unwrap_or(self.keeper.policy.algorithm);
-        self.keeper.announce(algorithm, self.now()).await.map_err(keeper_error)?;
-        self.after_key_change("key_announced", caller, origin, |record| {
-            record.state == KeyState::Announced && record.algorithm == algorithm
-        })
+        let key = self.keeper.announce(algorithm, self.now()).await.map_err(keeper_error)?;
+        self.after_key_change("key_announced", caller, &key.id, origin)?;
+        Ok(key)
     }
 
     /// Makes the announced key sign now and returns it.
@@ -314,11 +339,10 @@ impl Service {
         caller: &Caller,
         origin: &Origin,
     ) -> Result<KeyRecord, AdminError> {
-        self.may_administer(caller, "rotate_key", origin)?;
-        self.keeper.rotate(self.now()).await.map_err(keeper_error)?;
-        self.after_key_change("key_rotated", caller, origin, |record| {
-            record.state == KeyState::Active
-        })
+        self.begin_change(caller, "rotate_key", origin).await?;
+        let key = self.keeper.rotate(self.now()).await.map_err(keeper_error)?;
+        self.after_key_change("key_rotated", caller, &key.id, origin)?;
+        Ok(key)
     }
 
     /// Takes a key back and returns it, with the event if it was not revoked already.
@@ -332,41 +356,36 @@ impl Service {
         reason: Reason,
         origin: &Origin,
     ) -> Result<(KeyRecord, Option<Entry>), AdminError> {
-        self.may_administer(caller, "revoke_key", origin)?;
+        self.begin_change(caller, "revoke_key", origin).await?;
         let now = self.now();
-        let entry = self.keeper.revoke(id, reason, now).await.map_err(keeper_error)?;
-        let record =
-            self.after_key_change("key_revoked", caller, origin, |record| record.id == *id)?;
+        let revoked = self.keeper.revoke(id, reason, now).await.map_err(keeper_error)?;
+        let (key, entry) = revoked;
+        self.after_key_change("key_revoked", caller, id, origin)?;
         if let Some(entry) = &entry {
             self.journal.record(now, origin, Happening::Revoked { entry: entry.clone() });
         }
-        Ok((record, entry))
+        Ok((key, entry))
     }
 
     fn after_key_change(
         &self,
         action: &'static str,
         caller: &Caller,
+        key: &KeyId,
         origin: &Origin,
-        wanted: impl Fn(&KeyRecord) -> bool,
-    ) -> Result<KeyRecord, AdminError> {
+    ) -> Result<(), AdminError> {
         let stored = self.store.ring()?;
         self.adopt(&stored).map_err(keeper_error)?;
-        let record = stored
-            .keys
-            .into_iter()
-            .find(wanted)
-            .ok_or(AdminError::Internal("the key is gone that was just changed"))?;
         let happening = Happening::Administered {
             action,
             caller: describe(caller),
             subject: None,
             client: None,
-            key: Some(record.id.clone()),
+            key: Some(key.clone()),
             reason: None,
         };
         self.journal.record(self.now(), origin, happening);
-        Ok(record)
+        Ok(())
     }
 }
 
@@ -378,9 +397,84 @@ fn keeper_error(error: KeeperError) -> AdminError {
         KeeperError::Contended => {
             AdminError::Store(StoreError::Unavailable("the key ring is contended".to_owned()))
         }
+        KeeperError::Interrupted => AdminError::Internal("the making of a key was interrupted"),
         KeeperError::Ring(error) => {
             tracing::error!(%error, "the key ring cannot be changed");
             AdminError::Internal("the key ring cannot be changed")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::thread::{self, ThreadId};
+
+    use super::*;
+    use crate::domain::entropy::SeededEntropy;
+    use crate::domain::event::MAX_ACCESS_LIFETIME;
+    use crate::domain::ids::LogId;
+    use crate::domain::secret::SecretBytes;
+    use crate::store::fault::{Fault, FaultEngine};
+    use crate::store::ledger::Ledger;
+    use crate::store::memory::MemoryEngine;
+
+    /// Notes which threads draw from it. A key is sealed where it is made, and that takes a nonce.
+    struct Noting(SeededEntropy, Mutex<Vec<ThreadId>>);
+
+    impl Entropy for Noting {
+        fn fill(&self, bytes: &mut [u8]) {
+            self.1.lock().unwrap().push(thread::current().id());
+            self.0.fill(bytes);
+        }
+    }
+
+    fn keeper(store: Arc<dyn Store>, entropy: Arc<dyn Entropy>) -> KeyKeeper {
+        KeyKeeper {
+            store,
+            sealer: Arc::new(Sealer::new(&SecretBytes::new([1; 32])).unwrap()),
+            entropy,
+            policy: RingPolicy::new(Algorithm::Es256, MAX_ACCESS_LIFETIME),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_rotated_as_it_is_announced_is_answered_as_it_was_announced() {
+        let now = Timestamp::from_secs(1_000_000);
+        let engine = FaultEngine::new(MemoryEngine::new(LogId::from_bytes([1; 16])));
+        let ledger = Arc::new(Ledger::new(engine));
+        let keeper = keeper(Arc::clone(&ledger) as Arc<dyn Store>, Arc::new(SeededEntropy::new(1)));
+        keeper.open(now).await.unwrap();
+        ledger.engine().fail_next(Fault::HoldAnswer);
+        let announcing = tokio::spawn({
+            let keeper = keeper.clone();
+            async move { keeper.announce(Algorithm::Es256, now).await }
+        });
+        let announced = |record: &KeyRecord| record.state == KeyState::Announced;
+        while !ledger.ring().unwrap().keys.iter().any(announced) {
+            tokio::task::yield_now().await;
+        }
+        let signing = keeper.rotate(now).await.unwrap();
+        ledger.engine().release();
+        let announced = announcing.await.unwrap().unwrap();
+        assert_eq!((announced.id, announced.state), (signing.id, KeyState::Announced));
+        let error = keeper.rotate(now).await.unwrap_err();
+        assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
+    }
+
+    #[tokio::test]
+    async fn keys_are_made_beside_the_threads_of_requests() {
+        let now = Timestamp::from_secs(1_000_000);
+        let entropy = Arc::new(Noting(SeededEntropy::new(1), Mutex::default()));
+        let store = Ledger::new(MemoryEngine::new(LogId::from_bytes([1; 16])));
+        let keeper = keeper(Arc::new(store), Arc::clone(&entropy) as Arc<dyn Entropy>);
+        keeper.open(now).await.unwrap();
+        entropy.1.lock().unwrap().clear();
+        let announced = keeper.announce(Algorithm::Rs256, now).await.unwrap();
+        keeper.revoke(&announced.id, Reason::KeyCompromised, now).await.unwrap();
+        keeper.roll(now.after(10 * keeper.policy.rotate_every)).await.unwrap();
+        let drew = entropy.1.lock().unwrap();
+        assert!(drew.len() >= 2, "{} draws", drew.len());
+        assert!(!drew.contains(&thread::current().id()), "requests wait for none of it");
     }
 }

@@ -68,7 +68,9 @@ impl Service {
             self.journal.record(now, origin, happening);
             RefreshError::Refused
         };
-        let client = match self.clients.authenticate(&request.client) {
+        // From memory: whoever disables or removes a client ends its sessions in the same commit, and
+        // the rotation sees that.
+        let client = match self.clients.authenticate_recent(&request.client, now) {
             Ok(client) => client,
             Err(ClientError::Store(error)) => return Err(error.into()),
             Err(ClientError::Refused(failure)) => return Err(fail(None, failure, false)),
@@ -126,7 +128,7 @@ impl Service {
         let tokens = self.renew(&session, &client, &request, now)?;
         let happening = Happening::Refreshed {
             subject: session.subject.clone(),
-            client: client.id,
+            client: client.id.clone(),
             session: session.id,
             retry,
         };

@@ -34,12 +34,37 @@ pub enum What {
 pub struct Request {
     /// What.
     pub what: What,
-    /// Why.
-    pub reason: Reason,
-    /// Who began it; none means as the caller suggests.
-    pub initiator: Option<Initiator>,
+    /// Why, and who began it, as far as the caller says.
+    pub stated: Stated,
     /// How long to wait for the watchers.
     pub wait: Option<Duration>,
+}
+
+/// Why, and who began it, as far as the caller says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stated {
+    /// Why.
+    pub reason: Option<Reason>,
+    /// Who began it.
+    pub initiator: Option<Initiator>,
+}
+
+impl Stated {
+    /// The cause that is recorded. Whoever takes back its own logs out; whoever needs a right for it
+    /// acts as an administrator.
+    fn cause(self, caller: &Caller, own: bool) -> Cause {
+        let initiator = self.initiator.unwrap_or(match caller.identity {
+            Identity::System => Initiator::System,
+            _ if own => Initiator::User,
+            _ => Initiator::Admin,
+        });
+        let reason = self.reason.unwrap_or(match initiator {
+            Initiator::User => Reason::Logout,
+            Initiator::Policy => Reason::PolicyViolation,
+            Initiator::Admin | Initiator::System => Reason::AdminAction,
+        });
+        Cause { reason, initiator }
+    }
 }
 
 /// What was taken back.
@@ -85,25 +110,18 @@ impl Service {
         if caller.identity == Identity::Anonymous {
             return Err(RevokeError::Anonymous);
         }
-        let initiator = request.initiator.unwrap_or(match caller.identity {
-            Identity::Subject { .. } => Initiator::User,
-            Identity::Client(_) if !caller.has(Right::Revoke) => Initiator::User,
-            Identity::System => Initiator::System,
-            Identity::Client(_) | Identity::Certificate(_) | Identity::Anonymous => {
-                Initiator::Admin
-            }
-        });
-        let cause = Cause { reason: request.reason, initiator };
+        let stated = request.stated;
         let revoked = match request.what {
-            What::Token(token) => self.revoke_any_token(caller, &token, cause, now).await,
+            What::Token(token) => self.revoke_any_token(caller, &token, stated, now).await,
             What::Session(id) => match self.store.find_session(id)? {
                 None => Ok(Revoked::Unknown),
-                Some(session) => self.revoke_found_session(caller, &session, cause, now).await,
+                Some(session) => self.revoke_found_session(caller, &session, stated, now).await,
             },
-            What::Subject(id) => self.revoke_subject(caller, id, cause, now).await,
-            What::Client(id) => self.revoke_client(caller, id, cause, now).await,
+            What::Subject(id) => self.revoke_subject(caller, id, stated, now).await,
+            What::Client(id) => self.revoke_client(caller, id, stated, now).await,
             What::Everything => {
                 if caller.may(Right::Revoke, Resource::default()) {
+                    let cause = stated.cause(caller, false);
                     Ok(Revoked::Now(self.store.raise_epoch(Level::Everything, cause, now).await?))
                 } else {
                     Err(RevokeError::Denied)
@@ -117,23 +135,29 @@ impl Service {
             }
         })?;
         let head = self.store.head();
-        let Revoked::Now(entry) = revoked else {
-            return Ok(Outcome { cursor: head, entry: None, waited: None });
+        let entry = match revoked {
+            Revoked::Now(entry) => Some(entry),
+            Revoked::Already | Revoked::Unknown => None,
         };
-        let cursor = Cursor { log_id: head.log_id, revision: entry.revision };
-        self.journal.record(now, origin, Happening::Revoked { entry: entry.clone() });
+        // Who repeats a call because the answer was lost wants to know the same of the watchers. The
+        // event of then is not later than the head.
+        let revision = entry.as_ref().map_or(head.revision, |entry| entry.revision);
+        let cursor = Cursor { log_id: head.log_id, revision };
+        if let Some(entry) = &entry {
+            self.journal.record(now, origin, Happening::Revoked { entry: entry.clone() });
+        }
         let waited = match request.wait {
             None => None,
-            Some(wait) => Some(self.feed.expect_acks(entry.revision).wait(wait).await),
+            Some(wait) => Some(self.feed.wait_for_acks(revision, wait).await),
         };
-        Ok(Outcome { cursor, entry: Some(entry), waited })
+        Ok(Outcome { cursor, entry, waited })
     }
 
     async fn revoke_any_token(
         &self,
         caller: &Caller,
         token: &SecretText,
-        cause: Cause,
+        stated: Stated,
         now: Timestamp,
     ) -> Result<Revoked, RevokeError> {
         // The two kinds look nothing alike, so the hint is not needed to tell them apart.
@@ -145,7 +169,7 @@ impl Service {
             if !self.keys.current().check_refresh(&token, &session.nonce) {
                 return Ok(Revoked::Unknown);
             }
-            return self.revoke_found_session(caller, &session, cause, now).await;
+            return self.revoke_found_session(caller, &session, stated, now).await;
         }
         let Ok(verified) = self.access.verified(token.expose(), now) else {
             return Ok(Revoked::Unknown);
@@ -156,7 +180,8 @@ impl Service {
             client: Some(&claims.client),
             subject: Some(&claims.subject),
         };
-        if !owns(caller, &claims.client, &claims.subject) && !caller.may(Right::Revoke, resource) {
+        let own = owns(caller, &claims.client, &claims.subject);
+        if !own && !caller.may(Right::Revoke, resource) {
             return Err(RevokeError::Denied);
         }
         if self.feed.revoked_by(&verified.marks).is_some() {
@@ -169,14 +194,14 @@ impl Service {
             subject: claims.subject.clone(),
             audience: claims.audience.clone(),
         };
-        Ok(self.store.revoke_token(target, cause, now).await?)
+        Ok(self.store.revoke_token(target, stated.cause(caller, own), now).await?)
     }
 
     async fn revoke_found_session(
         &self,
         caller: &Caller,
         session: &Session,
-        cause: Cause,
+        stated: Stated,
         now: Timestamp,
     ) -> Result<Revoked, RevokeError> {
         let resource = Resource {
@@ -184,24 +209,26 @@ impl Service {
             client: Some(&session.client),
             subject: Some(&session.subject),
         };
-        if !owns(caller, &session.client, &session.subject) && !caller.may(Right::Revoke, resource)
-        {
+        let own = owns(caller, &session.client, &session.subject);
+        if !own && !caller.may(Right::Revoke, resource) {
             return Err(RevokeError::Denied);
         }
-        Ok(self.store.revoke_session(session.id, cause, now).await?)
+        Ok(self.store.revoke_session(session.id, stated.cause(caller, own), now).await?)
     }
 
     async fn revoke_subject(
         &self,
         caller: &Caller,
         id: SubjectId,
-        cause: Cause,
+        stated: Stated,
         now: Timestamp,
     ) -> Result<Revoked, RevokeError> {
         let resource = Resource { subject: Some(&id), ..Resource::default() };
-        if caller.subject() != Some(&id) && !caller.may(Right::Revoke, resource) {
+        let own = caller.subject() == Some(&id);
+        if !own && !caller.may(Right::Revoke, resource) {
             return Err(RevokeError::Denied);
         }
+        let cause = stated.cause(caller, own);
         let known = self.store.find_user(&id)?.is_some()
             || match id.as_str().parse() {
                 Ok(client) => self.store.find_client(&client)?.is_some(),
@@ -217,14 +244,15 @@ impl Service {
         &self,
         caller: &Caller,
         id: ClientId,
-        cause: Cause,
+        stated: Stated,
         now: Timestamp,
     ) -> Result<Revoked, RevokeError> {
         let resource = Resource { client: Some(&id), ..Resource::default() };
-        let itself = caller.identity == Identity::Client(id.clone());
-        if !itself && !caller.may(Right::Revoke, resource) {
+        let own = caller.identity == Identity::Client(id.clone());
+        if !own && !caller.may(Right::Revoke, resource) {
             return Err(RevokeError::Denied);
         }
+        let cause = stated.cause(caller, own);
         if self.store.find_client(&id)?.is_none() {
             return Ok(Revoked::Unknown);
         }

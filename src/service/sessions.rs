@@ -4,9 +4,16 @@ use super::Service;
 use super::journal::{Happening, Origin};
 use crate::domain::caller::{Caller, Identity, Resource, Right};
 use crate::domain::clock::Timestamp;
+use crate::domain::event::{Cause, Initiator, Reason};
 use crate::domain::ids::{SessionId, SubjectId};
 use crate::domain::session::{Session, SessionState};
-use crate::store::StoreError;
+use crate::store::{Revoked, StoreError};
+
+/// How many sessions of a subject a login looks at. Whoever logs in and out this often within the
+/// life of a session may keep more than the limit.
+const MAX_SESSIONS_LOOKED_AT: usize = 2_000;
+/// How many of them it reads at a time.
+const SESSIONS_AT_A_TIME: usize = 128;
 
 /// Why no session is shown.
 #[derive(Debug)]
@@ -112,6 +119,49 @@ impl Service {
         let epochs = self.store.epochs(&session.client, &session.subject)?;
         let state = session.state_at(&epochs, now);
         Ok((session, state))
+    }
+
+    /// Revokes the oldest live sessions of a subject that are beyond the limit, which was lowered
+    /// since they were opened: each in a commit of its own, with its event. The one that has to go
+    /// for the next goes when that is opened.
+    pub(super) async fn evict_beyond_limit(
+        &self,
+        subject: &SubjectId,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let limit = usize::try_from(self.settings.max_sessions_per_subject).unwrap_or(usize::MAX);
+        let (mut after, mut looked_at, mut live) = (None, 0, 0);
+        let mut beyond = Vec::new();
+        if limit >= MAX_SESSIONS_LOOKED_AT {
+            return Ok(());
+        }
+        while looked_at < MAX_SESSIONS_LOOKED_AT {
+            let found = self.store.sessions_of(subject, after.as_ref(), SESSIONS_AT_A_TIME)?;
+            looked_at += found.len();
+            let exhausted = found.len() < SESSIONS_AT_A_TIME;
+            after = found.last().cloned();
+            // Most of what a busy subject has is revoked; it needs no look at the epochs.
+            for session in found.into_iter().filter(|session| session.revoked.is_none()) {
+                let epochs = self.store.epochs(&session.client, &session.subject)?;
+                if session.state_at(&epochs, now) == SessionState::Active {
+                    live += 1;
+                    if live > limit {
+                        beyond.push(session.id);
+                    }
+                }
+            }
+            if exhausted {
+                break;
+            }
+        }
+        let cause = Cause { reason: Reason::SessionSuperseded, initiator: Initiator::Policy };
+        for id in beyond.into_iter().rev() {
+            if let Revoked::Now(entry) = self.store.revoke_session(id, cause, now).await? {
+                self.journal.record(now, origin, Happening::Revoked { entry });
+            }
+        }
+        Ok(())
     }
 
     fn may_see(

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::identity::{Identity, spellings};
 use crate::domain::route::{Found, Routes, is_method};
+use crate::domain::view::RevokedBy;
 use crate::metrics::sidecar::{Entry, Reason, SidecarMetrics};
 use crate::verifier::{
     BearerError, Policy, Refusal, Requirement, Unmet, VerifiedToken, Verifier, bearer,
@@ -136,6 +137,7 @@ impl Gate {
                     rule,
                     subject = claims.map(|claims| claims.subject.as_str()),
                     token_id = claims.map(|claims| claims.token_id.to_string()),
+                    revoked_by = seen.revoked_by.map(RevokedBy::name),
                 );
                 denied.reason
             }
@@ -187,7 +189,10 @@ impl Gate {
         let token = self.verifier.verify_with(token, rule.policy, rule.max_staleness).await;
         let token = token.map_err(|refusal| match refusal {
             Refusal::Invalid(_) => No::from(Reason::Invalid),
-            Refusal::Revoked(_) => Reason::Revoked.into(),
+            Refusal::Revoked(by) => {
+                seen.revoked_by = Some(by);
+                Reason::Revoked.into()
+            }
             Refusal::Inactive => Reason::Inactive.into(),
             Refusal::Stale => No::Unavailable(Reason::Stale),
             Refusal::NotReady => No::Unavailable(Reason::NotReady),
@@ -211,6 +216,7 @@ impl Gate {
 struct Seen<'a> {
     rule: Option<&'a Rule>,
     token: Option<Arc<VerifiedToken>>,
+    revoked_by: Option<RevokedBy>,
 }
 
 enum No {

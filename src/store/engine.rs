@@ -33,6 +33,15 @@ pub fn event_key(revision: Revision) -> Vec<u8> {
 /// Key prefixes beginning with this byte belong to the engine itself.
 pub const ENGINE_PREFIX: u8 = b'!';
 
+/// Kinds of keys, by their first byte, whose records are index entries: many, and without a value.
+/// An engine may keep many of them as one.
+pub const INDEX_KINDS: [u8; 3] = *b"ixz";
+
+/// Whether a key is that of an index entry.
+pub fn is_index_key(key: &[u8]) -> bool {
+    key.first().is_some_and(|kind| INDEX_KINDS.contains(kind))
+}
+
 /// A range of keys, the end excluded.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyRange {

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use super::StoreError;
 use super::engine::{
     Answer, Commit, Decision, Engine, KeyRange, LoggedEvent, Observer, Order, Txn, event_key,
+    is_index_key,
 };
 use crate::domain::ids::Revision;
 
@@ -126,7 +127,8 @@ async fn reads_what_was_written(engine: Arc<dyn Engine>) {
 
 async fn refuses_what_it_must_not_keep(engine: Arc<dyn Engine>) {
     let long = vec![b'x'; 4090];
-    for (key, value) in [(&b"!meta"[..], &b"v"[..]), (b"", b"v"), (b"too long", &long)] {
+    let refused = [(&b"!meta"[..], &b"v"[..]), (b"", b"v"), (b"too long", &long), (b"index", b"v")];
+    for (key, value) in refused {
         let outcome = engine.commit(put(key, value)).await;
         assert!(matches!(outcome, Err(StoreError::Internal(_))));
     }
@@ -277,24 +279,39 @@ fn scans_like_a_sorted_map(runtime: &Runtime, make: &impl Fn() -> Arc<dyn Engine
 
     let engine = make();
     let model = Mutex::new(BTreeMap::<Vec<u8>, Vec<u8>>::new());
-    let key = || vec(prop_oneof![Just(b'a'), Just(b'b'), Just(255)], 1..4);
+    // Of several kinds, some of them index entries, some long enough to fill a pack of them.
+    let key = || {
+        let kind = prop_oneof![Just(b'a'), Just(b'i'), Just(b'j'), Just(b'x'), Just(255)];
+        let rest = vec(prop_oneof![Just(b'a'), Just(b'b'), Just(255)], 0..4);
+        (kind, rest, any::<bool>()).prop_map(|(kind, rest, long)| {
+            let tail = if long { [7; 150].as_slice() } else { &[] };
+            [&[kind], rest.as_slice(), tail].concat()
+        })
+    };
     let write = (key(), any::<Option<u8>>());
     let scan = (key(), proptest::option::of(key()), any::<bool>(), 0..6_usize);
     let mut runner =
-        TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+        TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
     runner
-        .run(&(vec(write, 0..12), vec(scan, 1..12)), |(writes, scans)| {
+        .run(&(vec(write, 0..24), vec(scan, 1..12)), |(writes, scans)| {
             let mut model = model.lock().unwrap();
+            let value_of = |key: &[u8], value: Option<u8>| {
+                value.map(|value| if is_index_key(key) { vec![] } else { vec![value] })
+            };
+            let writes: Vec<_> = writes
+                .into_iter()
+                .map(|(key, value)| (key.clone(), value_of(&key, value)))
+                .collect();
             for (key, value) in &writes {
                 match value {
-                    Some(value) => model.insert(key.clone(), vec![*value]),
+                    Some(value) => model.insert(key.clone(), value.clone()),
                     None => model.remove(key),
                 };
             }
             let batch = decision(move |txn| {
                 for (key, value) in writes.clone() {
                     match value {
-                        Some(value) => txn.put(key, vec![value]),
+                        Some(value) => txn.put(key, value),
                         None => txn.delete(key),
                     }
                 }
@@ -322,6 +339,7 @@ fn scans_like_a_sorted_map(runtime: &Runtime, make: &impl Fn() -> Arc<dyn Engine
             let within = within.downcast::<Found>().unwrap();
             for (scan, within) in scans.iter().zip(*within) {
                 let (range, order) = range_of(scan);
+                prop_assert_eq!(engine.get(&scan.0).unwrap(), model.get(&scan.0).cloned());
                 let inside = |key: &[u8]| {
                     *key >= *range.start && range.end.as_ref().is_none_or(|end| *key < **end)
                 };

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::StoreError;
 use super::engine::{
@@ -20,6 +20,9 @@ pub enum Fault {
     Refuse,
     /// It becomes durable and observers hear of it; its caller gets an error.
     LoseAnswer,
+    /// It becomes durable and observers hear of it; its caller hears of it after
+    /// [`FaultEngine::release`].
+    HoldAnswer,
 }
 
 /// Wraps an engine and makes its commits fail as a test demands.
@@ -27,12 +30,14 @@ pub struct FaultEngine<E> {
     inner: E,
     next: Mutex<Option<Fault>>,
     frozen: watch::Sender<bool>,
+    released: Notify,
 }
 
 impl<E: Engine> FaultEngine<E> {
     /// An engine that does what `inner` does until told otherwise.
     pub fn new(inner: E) -> Self {
-        Self { inner, next: Mutex::new(None), frozen: watch::Sender::new(false) }
+        let (next, frozen) = (Mutex::new(None), watch::Sender::new(false));
+        Self { inner, next, frozen, released: Notify::new() }
     }
 
     /// The wrapped engine.
@@ -55,6 +60,11 @@ impl<E: Engine> FaultEngine<E> {
         self.frozen.send_replace(false);
     }
 
+    /// Gives the answer that [`Fault::HoldAnswer`] holds.
+    pub fn release(&self) {
+        self.released.notify_one();
+    }
+
     async fn faulty(
         &self,
         decision: Decision,
@@ -71,6 +81,9 @@ impl<E: Engine> FaultEngine<E> {
         } else {
             self.inner.commit(decision).await
         };
+        if fault == Some(Fault::HoldAnswer) {
+            self.released.notified().await;
+        }
         if fault == Some(Fault::LoseAnswer) {
             return Err(StoreError::Unavailable("a test lost this answer".to_owned()));
         }

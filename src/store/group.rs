@@ -1,14 +1,15 @@
 //! Runs decisions one after another over what is stored, each seeing what those before it wrote.
 //! What comes of a group is written at once. Knows no disk.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::StoreError;
 use super::engine::{
     Answer, Commit, Decision, ENGINE_PREFIX, KeyRange, LoggedEvent, Order, Reads, Txn, Value,
-    event_key,
+    event_key, is_index_key,
 };
 use crate::domain::ids::Revision;
 
@@ -16,18 +17,35 @@ use crate::domain::ids::Revision;
 /// which it never syncs.
 pub(super) const MAX_RECORD_BYTES: usize = 4096;
 
+/// Records as they were stored when a group first read them. Nobody else writes while it decides.
+pub(super) type Seen = HashMap<Vec<u8>, Option<Value>>;
+
 /// Writes that are not stored yet, over what is.
 struct Overlay<'a> {
     base: &'a dyn Reads,
     writes: BTreeMap<Vec<u8>, Option<Value>>,
+    seen: RefCell<Seen>,
+}
+
+impl<'a> Overlay<'a> {
+    fn new(base: &'a dyn Reads) -> Self {
+        Self { base, writes: BTreeMap::new(), seen: RefCell::default() }
+    }
 }
 
 impl Reads for Overlay<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        match self.writes.get(key) {
-            Some(own) => Ok(own.clone()),
-            None => self.base.get(key),
+        if let Some(own) = self.writes.get(key) {
+            return Ok(own.clone());
         }
+        // The decisions of a group mostly ask for the same few records beside their own: the epochs
+        // of everything and of the client, and the latest moment.
+        if let Some(known) = self.seen.borrow().get(key) {
+            return Ok(known.clone());
+        }
+        let found = self.base.get(key)?;
+        self.seen.borrow_mut().insert(key.to_vec(), found.clone());
+        Ok(found)
     }
 
     fn scan(
@@ -83,6 +101,8 @@ pub(super) struct Group<'a> {
 pub(super) struct Written {
     /// Every record that changes, and what it becomes.
     pub(super) writes: BTreeMap<Vec<u8>, Option<Value>>,
+    /// What was read of what is stored: some of what the writes replace.
+    pub(super) seen: Seen,
     /// The events among them, in order.
     pub(super) events: Vec<LoggedEvent>,
     /// The newest revision.
@@ -92,7 +112,7 @@ pub(super) struct Written {
 impl<'a> Group<'a> {
     /// An empty group over `base`, whose newest revision is `head`.
     pub(super) fn new(base: &'a dyn Reads, head: Revision) -> Self {
-        Self { overlay: Overlay { base, writes: BTreeMap::new() }, head, events: Vec::new() }
+        Self { overlay: Overlay::new(base), head, events: Vec::new() }
     }
 
     /// Runs one decision. When it gives an error, panics, or `admit` refuses what it wants to write,
@@ -129,7 +149,8 @@ impl<'a> Group<'a> {
 
     /// What the group wants written.
     pub(super) fn finish(self) -> Written {
-        Written { writes: self.overlay.writes, events: self.events, head: self.head }
+        let Overlay { writes, seen, .. } = self.overlay;
+        Written { writes, seen: seen.into_inner(), events: self.events, head: self.head }
     }
 }
 
@@ -139,6 +160,9 @@ fn check_record(key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
     }
     if key.is_empty() || key.len() + value.map_or(0, <[u8]>::len) > MAX_RECORD_BYTES {
         return Err(StoreError::Internal("a record is empty or larger than 4 KiB"));
+    }
+    if is_index_key(key) && value.is_some_and(|value| !value.is_empty()) {
+        return Err(StoreError::Internal("an index entry has a value"));
     }
     Ok(())
 }
@@ -167,4 +191,57 @@ pub(super) fn events_between(
             logged(record).ok_or_else(|| StoreError::Corrupt("the key of an event".to_owned()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Holds one record and counts who asks.
+    struct Counted(Cell<u32>);
+
+    impl Reads for Counted {
+        fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+            self.0.set(self.0.get() + 1);
+            Ok((key == b"known").then(|| b"stored".to_vec()))
+        }
+
+        fn scan(
+            &self,
+            _: &KeyRange,
+            _: Order,
+            _: usize,
+        ) -> Result<Vec<(Vec<u8>, Value)>, StoreError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn read(group: &mut Group<'_>, key: &'static [u8]) -> Option<Value> {
+        let decision: Decision = Box::new(move |txn| Ok(Box::new(txn.get(key)?)));
+        let (answer, _) = group.run(&decision, || Ok(())).unwrap();
+        *answer.downcast().unwrap()
+    }
+
+    #[test]
+    fn a_group_reads_a_record_once_and_sees_what_it_wrote_itself() {
+        let base = Counted(Cell::new(0));
+        let mut group = Group::new(&base, Revision(0));
+        for _ in 0..2 {
+            assert_eq!(read(&mut group, b"known"), Some(b"stored".to_vec()));
+            assert_eq!(read(&mut group, b"nobody"), None);
+        }
+        assert_eq!(base.0.get(), 2);
+        let write: Decision = Box::new(|txn| {
+            txn.put(b"known".to_vec(), b"new".to_vec());
+            Ok(Box::new(()))
+        });
+        group.run(&write, || Ok(())).unwrap();
+        assert_eq!(read(&mut group, b"known"), Some(b"new".to_vec()));
+        // What the write replaces is what was stored.
+        let written = group.finish();
+        assert_eq!(written.seen[b"known".as_slice()], Some(b"stored".to_vec()));
+        assert_eq!(base.0.get(), 2);
+    }
 }

@@ -36,6 +36,7 @@ mod health;
 mod integrity;
 mod mark;
 mod open;
+mod pack;
 mod reads;
 mod record;
 mod sealer;
@@ -52,7 +53,7 @@ const STATUS_AGE: Duration = Duration::from_secs(5);
 /// How a [`SledEngine`] behaves.
 #[derive(Clone, Debug)]
 pub struct SledSettings {
-    /// How much memory sled may use for pages.
+    /// How much memory sled may use for pages that it has read.
     pub cache_bytes: u64,
     /// How long writing and syncing one group may take before the engine counts as failed.
     pub flush_deadline: Duration,

@@ -8,7 +8,9 @@ use tonic::Request;
 use tonic::transport::Channel;
 use v1::identity_service_client::IdentityServiceClient;
 
+use crate::client::identity::Identity;
 use crate::client::watch::Authorization;
+use crate::domain::secret::SecretText;
 use crate::pb::v1;
 
 /// How long the server may take.
@@ -85,5 +87,18 @@ impl Ask for AskServer {
         let mut client = self.client.clone();
         let answer = in_time(client.get_key_set(self.request(v1::GetKeySetRequest {}))).await?;
         Ok(answer.keys)
+    }
+}
+
+/// By the typed calls: with their deadlines and retries, and over all replicas of their transport.
+#[async_trait]
+impl Ask for Identity {
+    async fn is_active(&self, token: &str) -> Result<bool, AskError> {
+        let answer = self.introspect(SecretText::new(token.to_owned())).await;
+        Ok(answer.map_err(|error| AskError(error.to_string()))?.is_some())
+    }
+
+    async fn keys(&self) -> Result<Vec<v1::JsonWebKey>, AskError> {
+        Ok(self.key_set().await.map_err(|error| AskError(error.to_string()))?.keys)
     }
 }

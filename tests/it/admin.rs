@@ -4,12 +4,17 @@ use avouch::domain::caller::{Grant, Right};
 use avouch::domain::client::Client;
 use avouch::domain::event::{Initiator, Reason};
 use avouch::pb::v1 as pb;
+use avouch::pb::v1::admin_service_client::AdminServiceClient;
+use avouch::pb::v1::authenticate_request::Grant as Credential;
+use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use avouch::service::journal::Happening;
 use tonic::Code;
 
 use crate::harness::{
-    PASSWORD, Server, assert_refused, bearer, client, password_login, reason, wrong_fields,
+    OWN_AUDIENCE, PASSWORD, Server, assert_refused, bearer, client, password_login, reason,
+    wrong_fields,
 };
+use crate::process::{Cast, PATIENCE, Process, channel, metric, ops};
 
 const NEW_PASSWORD: &str = "another horse battery staple";
 
@@ -217,6 +222,8 @@ async fn each_change_of_a_client_that_ends_tokens_is_one_event() {
         let request = password_login(&app, "ada", PASSWORD);
         let status = bench.server.identity().authenticate(request).await.expect_err("old secret");
         assert_refused(&status, "the old secret");
+        let status = bench.server.refresh(&app, &tokens.refresh_token).await;
+        assert_refused(&status.expect_err("old secret"), "a refresh with the old secret");
         app.client_secret = answer.client_secret;
         let refreshed = bench.server.refresh(&app, &tokens.refresh_token).await;
         assert_eq!(refreshed.is_err(), revoke_issued);
@@ -365,4 +372,120 @@ async fn a_public_client_gets_no_rights() {
     let request = pb::CreateClientRequest { client: Some(public) };
     let status = bench.server.admin().create_client(bearer(request, &bench.credential)).await;
     assert_eq!(reason(&status.expect_err("public")), "CLIENT_NOT_CONFIDENTIAL");
+}
+
+#[tokio::test]
+async fn when_the_audit_log_cannot_be_written_nothing_is_administered_and_the_rest_goes_on() {
+    let place = tempfile::tempdir().expect("a directory");
+    let data = place.path().join("data");
+    let mut first = Process::start(&data, &[]);
+    first.serving().await;
+    first.terminate();
+    first.end().await;
+
+    let mut server = Process::start(&data, &[("audit.output", "/dev/full")]);
+    let addresses = server.serving().await;
+    let cast = Cast::of(&data);
+    let channel = channel(&addresses).await;
+    let mut identity = IdentityServiceClient::new(channel.clone());
+    let mut admin = AdminServiceClient::new(channel);
+    let own = pb::AuthenticateRequest {
+        client: Some(cast.admin.clone()),
+        grant: Some(Credential::ClientCredentials(pb::ClientCredentialsGrant {})),
+        audiences: vec![OWN_AUDIENCE.to_owned()],
+        ..Default::default()
+    };
+    let own = identity.authenticate(own).await.expect("it goes on").into_inner().tokens;
+    let credential = own.expect("tokens").access_token;
+
+    let new = pb::CreateUserRequest { username: "eve".to_owned(), ..Default::default() };
+    let refused = [
+        admin.create_user(bearer(new, &credential)).await.map(drop),
+        admin
+            .create_client(bearer(
+                pb::CreateClientRequest { client: Some(registration("new")) },
+                &credential,
+            ))
+            .await
+            .map(drop),
+        admin.create_key(bearer(pb::CreateKeyRequest::default(), &credential)).await.map(drop),
+        admin
+            .disable_client(bearer(
+                pb::DisableClientRequest { client_id: cast.login.client_id.clone() },
+                &credential,
+            ))
+            .await
+            .map(drop),
+    ];
+    for answer in refused {
+        let status = answer.expect_err("it cannot be recorded");
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::Unavailable, "AUDIT_UNAVAILABLE")
+        );
+    }
+    let users = admin.list_users(bearer(pb::ListUsersRequest::default(), &credential)).await;
+    assert_eq!(users.expect("it changes nothing").into_inner().users.len(), 1, "ada alone");
+    let clients = admin.list_clients(bearer(pb::ListClientsRequest::default(), &credential)).await;
+    let clients = clients.expect("it changes nothing").into_inner().clients;
+    assert!(clients.iter().all(|client| client.client_id != "new" && !client.disabled));
+    let keys = admin.list_keys(bearer(pb::ListKeysRequest {}, &credential)).await;
+    let keys = keys.expect("it changes nothing").into_inner().keys;
+    let announced = |key: &pb::Key| {
+        key.public_key.as_ref().is_some_and(|key| key.state() == pb::KeyState::Announced)
+    };
+    assert!(!keys.iter().any(announced));
+
+    let login = password_login(&cast.login, "ada", &cast.password);
+    let tokens = identity.authenticate(login).await.expect("it goes on").into_inner().tokens;
+    let tokens = tokens.expect("tokens");
+    let refresh = pb::RefreshRequest {
+        client: Some(cast.login.clone()),
+        refresh_token: tokens.refresh_token,
+        ..Default::default()
+    };
+    identity.refresh(refresh).await.expect("it goes on");
+    let revoke = pb::RevokeRequest {
+        client: Some(cast.admin),
+        target: Some(pb::revoke_request::Target::SessionId(tokens.session_id)),
+        ..Default::default()
+    };
+    let revoked = identity.revoke(revoke).await.expect("it goes on").into_inner().revoked;
+    assert!(revoked.is_some());
+    // Four that were refused, and at least two logins, a refresh and a revocation.
+    let counted = async {
+        while metric(&ops(&addresses, "/metrics").await, "avouch_audit_dropped_events") < 8.0 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("lost events are counted");
+    server.terminate();
+    let end = server.end().await;
+    assert!(end.status.success(), "{end:?}");
+}
+
+#[tokio::test]
+async fn what_an_administrator_is_about_to_change_is_recorded_before_it_is_changed() {
+    let bench = Bench::new().await;
+    bench.server.journal.take();
+    let disable = pb::DisableUserRequest { subject: bench.subject.clone() };
+    let answer = bench.server.admin().disable_user(bearer(disable, &bench.credential)).await;
+    answer.expect("it may");
+    let journal = bench.server.journal.take();
+    assert!(
+        matches!(
+            &journal[..],
+            [
+                Happening::Attempted { what: "user_disabled", .. },
+                Happening::Administered { action: "user_disabled", .. },
+                Happening::Revoked { .. },
+            ]
+        ),
+        "{journal:?}"
+    );
+    let unknown = pb::DisableUserRequest { subject: "usr_nobody".to_owned() };
+    let answer = bench.server.admin().disable_user(bearer(unknown, &bench.credential)).await;
+    assert_eq!(answer.expect_err("nobody").code(), Code::NotFound);
+    let journal = bench.server.journal.take();
+    assert!(matches!(&journal[..], [Happening::Attempted { .. }]), "{journal:?}");
 }

@@ -7,13 +7,16 @@ use avouch::app::{Options, StoreOptions};
 use avouch::domain::caller::Caller;
 use avouch::domain::client::{Client, ClientType};
 use avouch::domain::clock::ManualClock;
-use avouch::domain::event::{Reason, Target};
+use avouch::domain::entropy::SeededEntropy;
+use avouch::domain::event::{Cause, Initiator, Reason, Target};
 use avouch::domain::scope::Names;
+use avouch::domain::secret::{SecretBytes, SecretText};
 use avouch::domain::throttle::ThrottlePolicy;
-use avouch::password::HashParams;
+use avouch::password::{HashParams, Hasher, Pepper, PoolSettings};
 use avouch::pb::v1 as pb;
 use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Failure, Happening, Origin};
+use avouch::store::{Changed, ClientChange, UserChange};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -203,7 +206,7 @@ async fn a_password_is_its_characters_in_either_normal_form_and_nothing_less() {
     let new = NewUser {
         username: "ada".to_owned(),
         display_name: "".into(),
-        password: Some(avouch::domain::secret::SecretText::new(set.to_owned())),
+        password: Some(SecretText::new(set.to_owned())),
         scope: Names::default(),
     };
     let system = Caller::system();
@@ -397,6 +400,54 @@ async fn beyond_the_limit_the_oldest_session_goes_with_its_event() {
     }
 }
 
+#[tokio::test]
+async fn after_the_limit_is_lowered_a_login_ends_what_is_beyond_it_each_with_its_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let limited = |limit| {
+        let mut options = options(sled(directory.path()));
+        options.service.max_sessions_per_subject = limit;
+        options
+    };
+    let server = Server::with(limited(10), Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    server.add_user("eve").await;
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        server.clock.advance(Duration::from_secs(1));
+        sessions.push(server.login(&app, "ada").await);
+        server.login(&app, "eve").await;
+    }
+    // One that is over already gets no second event.
+    let target = pb::revoke_request::Target::SessionId(sessions[1].session_id.clone());
+    server.revoke(&app, target).await.expect("its own");
+    let server = server.restart(limited(3)).await;
+    server.journal.take();
+    sessions.push(server.login(&app, "ada").await);
+    let ended = server.log().into_iter().filter_map(|event| match event.target {
+        Target::Session { id, .. } if event.cause.reason == Reason::SessionSuperseded => {
+            Some(id.to_string())
+        }
+        _ => None,
+    });
+    let gone = [0, 2, 3, 4, 5, 6, 7].map(|number: usize| sessions[number].session_id.clone());
+    assert_eq!(ended.collect::<Vec<_>>(), gone, "the oldest first, and nobody else's");
+    let journal = server.journal.take();
+    let told = journal.iter().filter(|happening| match happening {
+        Happening::Revoked { .. } => true,
+        Happening::LoginSucceeded { evicted, .. } => evicted.is_some(),
+        _ => false,
+    });
+    assert_eq!(told.count(), gone.len(), "the audit log hears of each");
+    assert_eq!(live_sessions(&server, &operator, &sessions).await, 3);
+    for tokens in &sessions[8..] {
+        server.refresh(&app, &tokens.refresh_token).await.expect("it goes on");
+    }
+    sessions.push(server.login(&app, "ada").await);
+    assert_eq!(server.log().len(), gone.len() + 2, "from here on one goes for each that comes");
+}
+
 async fn live_sessions(
     server: &Server,
     client: &pb::ClientAuthentication,
@@ -485,6 +536,146 @@ async fn a_login_hashes_anew_when_the_parameters_have_risen() {
     server.refresh(&app, &tokens.refresh_token).await.expect("the session goes on");
 }
 
+/// A stored hash of [`PASSWORD`] with these settings, from another server.
+async fn hash_with(hash: HashParams) -> SecretText {
+    let entropy = Arc::new(SeededEntropy::new(1));
+    let pool = PoolSettings { workers: 1, ..PoolSettings::default() };
+    let hasher = Hasher::new(hash, pool, entropy).expect("a hasher");
+    hasher.hash(0, SecretText::new(PASSWORD.to_owned())).await.expect("a hash").to_phc()
+}
+
+/// Time is not looked at here: what takes it is. `cargo bench --bench parts -- --only logins` measures.
+#[tokio::test]
+async fn every_refused_login_costs_the_same_work_whoever_exists() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut options = options(sled(directory.path()));
+    options.hash = HashParams::new(12_288, 3, 1).expect("strong");
+    options.service.throttle = ThrottlePolicy { free_failures: 1, ..Default::default() };
+    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let system = Caller::system();
+    let legacy = hash_with(HashParams::weak_for_tests()).await;
+    let shaped = hash_with(HashParams::new(7168, 5, 1).expect("strong")).await;
+    for (name, password, hash, disabled) in [
+        ("current", true, None, false),
+        ("disabled", true, None, true),
+        ("without", false, None, false),
+        ("legacy", false, Some(legacy), false),
+        ("legacy-disabled", false, Some(shaped.clone()), true),
+        ("shaped", false, Some(shaped), false),
+    ] {
+        let new = NewUser {
+            username: name.to_owned(),
+            display_name: "".into(),
+            password: password.then(|| SecretText::new(PASSWORD.to_owned())),
+            scope: Names::default(),
+        };
+        let user = server.service.create_user(&system, new, &Origin::default()).await;
+        let subject = user.expect("the user is new").subject;
+        let change =
+            UserChange { password_hash: hash, disabled: Some(disabled), ..UserChange::default() };
+        let store = server.service.store();
+        store.change_user(subject, change, None, NOW).await.expect("changed");
+    }
+    let counted = || {
+        let (hashes, store) = (server.service.hash_stats(), server.service.store().status());
+        (hashes.completed, hashes.work_kib, store.commits)
+    };
+    for (number, (name, password)) in (0..).zip([
+        ("nobody", "wrong"),
+        ("nobody", PASSWORD),
+        ("current", "wrong"),
+        ("disabled", "wrong"),
+        ("disabled", PASSWORD),
+        ("without", PASSWORD),
+        ("legacy", "wrong"),
+        ("legacy-disabled", PASSWORD),
+        ("shaped", "wrong"),
+    ]) {
+        // Each is the first from its source, as whoever looks for names would make it.
+        let number: u8 = number;
+        let request = from(password_login(&app, name, password), &format!("10.0.0.{number}"));
+        let before = counted();
+        let status = try_login(&server, request).await.expect_err(name);
+        let after = counted();
+        assert_refused(&status, name);
+        assert_eq!(after.0 - before.0, 1, "{name}: one hash");
+        let (work, usual) = (after.1 - before.1, 12_288 * 3);
+        assert!(work.abs_diff(usual) * 100 <= usual, "{name}: {work} KiB of work");
+        assert_eq!(after.2 - before.2, 1, "{name}: one commit");
+    }
+    // Whoever is locked out waits for no hash and makes the same commits, known or not.
+    let mut locked_out = Vec::new();
+    for name in ["nobody", "current"] {
+        for attempt in 0..3 {
+            let before = counted();
+            let request = from(password_login(&app, name, "wrong"), "10.0.1.1");
+            let status = try_login(&server, request).await.expect_err(name);
+            let after = counted();
+            let code = if attempt < 2 { Code::Unauthenticated } else { Code::ResourceExhausted };
+            assert_eq!(status.code(), code, "{name}");
+            locked_out.push((after.0 - before.0, after.1 - before.1, after.2 - before.2));
+        }
+    }
+    assert_eq!(locked_out[..3], locked_out[3..]);
+    assert_eq!(locked_out[2].0, 0, "no hash");
+}
+
+#[tokio::test]
+async fn with_a_pepper_the_store_and_the_password_are_not_enough() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let seasoned = |keys: &[(u16, u8)]| {
+        let mut options = options(sled(directory.path()));
+        let key = |&(version, byte)| {
+            (std::num::NonZeroU16::new(version).expect("a version"), SecretBytes::new([byte; 32]))
+        };
+        if !keys.is_empty() {
+            options.pepper = Pepper::new(keys.iter().map(key).collect()).expect("a pepper");
+        }
+        options
+    };
+    let server = Server::with(seasoned(&[]), Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let subject = server.add_user("ada").await;
+    let hash = |server: &Server| {
+        let user = server.service.store().find_user(&subject).expect("the store").expect("ada");
+        user.password_hash.expect("a hash").expose().to_owned()
+    };
+    let tokens = server.login(&app, "ada").await;
+    let plain = hash(&server);
+    assert!(!plain.contains("keyid"), "{plain}");
+
+    // A pepper comes: hashes without it still check, and the next login replaces them.
+    let server = server.restart(seasoned(&[(1, 1)])).await;
+    let status = try_login(&server, password_login(&app, "ada", "wrong")).await;
+    assert_refused(&status.expect_err("wrong"), "wrong");
+    assert_eq!(hash(&server), plain, "a wrong password changes nothing");
+    server.login(&app, "ada").await;
+    let first = hash(&server);
+    assert!(first.contains(",keyid=AAE$"), "{first}");
+    server.login(&app, "ada").await;
+    assert_eq!(hash(&server), first, "once is enough");
+
+    // A newer key comes.
+    let mut server = server.restart(seasoned(&[(1, 1), (2, 2)])).await;
+    server.login(&app, "ada").await;
+    let second = hash(&server);
+    assert!(second.contains(",keyid=AAI$"), "{second}");
+
+    // The store and the password without the key, with another key of its version, with an old one.
+    for keys in [&[][..], &[(2, 3)], &[(1, 1)]] {
+        server = server.restart(seasoned(keys)).await;
+        let status = try_login(&server, password_login(&app, "ada", PASSWORD)).await;
+        assert_refused(&status.expect_err("the key is missing"), "the key is missing");
+        assert_eq!(hash(&server), second, "it changes nothing");
+    }
+    // The old key is of no use any more.
+    let server = server.restart(seasoned(&[(2, 2)])).await;
+    server.login(&app, "ada").await;
+    assert!(server.log().is_empty(), "the password is the same: nothing is revoked");
+    server.refresh(&app, &tokens.refresh_token).await.expect("the session goes on");
+}
+
 #[tokio::test]
 async fn two_users_with_one_password_have_two_hashes_and_no_plain_text() {
     let server = Server::start().await;
@@ -496,4 +687,33 @@ async fn two_users_with_one_password_have_two_hashes_and_no_plain_text() {
     let (ada, eve) = (hash("ada").await, hash("eve").await);
     assert_ne!(ada, eve);
     assert!(ada.starts_with("$argon2id$") && !ada.contains(PASSWORD));
+}
+
+/// The moment between the commit that disables a client and the news of it in the service, where the
+/// registration is still in memory.
+#[tokio::test]
+async fn a_client_that_was_disabled_this_moment_gets_nothing() {
+    let server = Server::start().await;
+    let app = server.first_party("app").await;
+    server.add_user("ada").await;
+    let tokens = server.login(&app, "ada").await;
+    let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
+    let id = app.client_id.parse().expect("an id");
+    let disabled = ClientChange::Disabled(true);
+    let changed = server.service.store().change_client(id, disabled, Some(cause), NOW).await;
+    assert!(matches!(changed, Ok(Changed::Done(_, Some(_)))));
+    let by_secret = pb::AuthenticateRequest {
+        client: Some(app.clone()),
+        grant: Some(pb::authenticate_request::Grant::ClientCredentials(
+            pb::ClientCredentialsGrant {},
+        )),
+        ..Default::default()
+    };
+    for (request, what) in
+        [(by_secret, "by its secret"), (password_login(&app, "ada", PASSWORD), "by password")]
+    {
+        assert_refused(&try_login(&server, request).await.expect_err(what), what);
+    }
+    let status = server.refresh(&app, &tokens.refresh_token).await.expect_err("disabled");
+    assert_refused(&status, "by refresh");
 }

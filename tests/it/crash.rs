@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use avouch::domain::entropy::{Entropy, SeededEntropy};
 use avouch::pb::v1 as pb;
+use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::revoke_request::Target;
@@ -23,25 +24,25 @@ use crate::process::{Addresses, Cast, PATIENCE, Process, channel, identity, metr
 
 /// One session as its client knows it.
 #[derive(Clone, Debug)]
-struct Line {
-    session: String,
+pub(crate) struct Line {
+    pub(crate) session: String,
     /// The refresh tokens that were acknowledged, oldest first.
-    refresh: Vec<String>,
+    pub(crate) refresh: Vec<String>,
     /// The access tokens likewise.
-    access: Vec<String>,
+    pub(crate) access: Vec<String>,
     /// What became of its revocation.
-    revoked: Revoked,
+    pub(crate) revoked: Revoked,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Revoked {
+pub(crate) enum Revoked {
     NotAsked,
     Unanswered,
     Acknowledged,
 }
 
 impl Line {
-    fn new(tokens: pb::TokenSet) -> Self {
+    pub(crate) fn new(tokens: pb::TokenSet) -> Self {
         let mut line = Self {
             session: tokens.session_id.clone(),
             refresh: Vec::new(),
@@ -52,24 +53,28 @@ impl Line {
         line
     }
 
-    fn push(&mut self, tokens: pb::TokenSet) {
+    pub(crate) fn push(&mut self, tokens: pb::TokenSet) {
         self.refresh.push(tokens.refresh_token);
         self.access.push(tokens.access_token);
     }
 
-    fn current(&self) -> &str {
+    pub(crate) fn current(&self) -> &str {
         self.refresh.last().expect("a line begins with a login")
     }
 }
 
-type Identity = IdentityServiceClient<Channel>;
+pub(crate) type Identity = IdentityServiceClient<Channel>;
 
-async fn login(identity: &mut Identity, cast: &Cast) -> Result<pb::TokenSet, Status> {
+pub(crate) async fn login(identity: &mut Identity, cast: &Cast) -> Result<pb::TokenSet, Status> {
     let request = password_login(&cast.login, "ada", &cast.password);
     Ok(identity.authenticate(request).await?.into_inner().tokens.expect("tokens"))
 }
 
-async fn refresh(i: &mut Identity, cast: &Cast, token: &str) -> Result<pb::TokenSet, Status> {
+pub(crate) async fn refresh(
+    i: &mut Identity,
+    cast: &Cast,
+    token: &str,
+) -> Result<pb::TokenSet, Status> {
     let request = pb::RefreshRequest {
         client: Some(cast.login.clone()),
         refresh_token: token.to_owned(),
@@ -87,7 +92,7 @@ async fn revoke(i: &mut Identity, cast: &Cast, session: &str) -> Result<(), Stat
     i.revoke(request).await.map(drop)
 }
 
-async fn active(i: &mut Identity, cast: &Cast, token: &str) -> bool {
+pub(crate) async fn active(i: &mut Identity, cast: &Cast, token: &str) -> bool {
     let request = pb::IntrospectRequest {
         client: Some(cast.admin.clone()),
         token: token.to_owned(),
@@ -143,7 +148,7 @@ async fn load(channel: Channel, cast: Cast, seed: u64, progress: Progress) -> Ve
 }
 
 /// Holds everything that was acknowledged against the server.
-async fn check(addresses: &Addresses, cast: &Cast, lines: &[Line]) {
+pub(crate) async fn check(addresses: &Addresses, cast: &Cast, lines: &[Line]) {
     let mut server = identity(addresses).await;
     for line in lines {
         match line.revoked {
@@ -272,7 +277,7 @@ async fn a_first_start_that_is_killed_leaves_nothing_that_nobody_can_open() {
     }
 }
 
-async fn admin_token(addresses: &Addresses, cast: &Cast) -> String {
+pub(crate) async fn admin_token(addresses: &Addresses, cast: &Cast) -> String {
     let request = pb::AuthenticateRequest {
         client: Some(cast.admin.clone()),
         grant: Some(pb::authenticate_request::Grant::ClientCredentials(
@@ -282,6 +287,26 @@ async fn admin_token(addresses: &Addresses, cast: &Cast) -> String {
     };
     let answer = identity(addresses).await.authenticate(request).await.expect("a login");
     answer.into_inner().tokens.expect("tokens").access_token
+}
+
+/// The tests here restart servers within the retry window of their configuration, but the clients of
+/// the first start had the built-in one of 10 s.
+#[tokio::test]
+async fn the_first_clients_live_by_the_configuration() {
+    let (_home, data) = home();
+    let mut process = Process::start(&data, &[("tokens.access_lifetime", "2m")]);
+    let addresses = process.serving().await;
+    let token = admin_token(&addresses, &Cast::of(&data)).await;
+    let mut server = AdminServiceClient::new(channel(&addresses).await);
+    for client in ["login", "admin"] {
+        let request = pb::GetClientRequest { client_id: client.to_owned() };
+        let answer = server.get_client(bearer(request, &token)).await.expect("it is there");
+        let client = answer.into_inner().client.expect("a client");
+        let seconds = |duration: Option<prost_types::Duration>| duration.map(|it| it.seconds);
+        assert_eq!(seconds(client.retry_window), Some(300));
+        assert_eq!(seconds(client.access_token_lifetime), Some(120));
+    }
+    process.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use avouch::domain::secret::SecretText;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::feed::FeedSettings;
 use avouch::listen::settings::ListenSettings;
-use avouch::password::{HashParams, PasswordPolicy, PoolSettings};
+use avouch::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
@@ -62,6 +62,17 @@ impl Recorded {
     }
 }
 
+/// How often to do what shows more the more often it is done: `short` for every run, `long` when
+/// `AVOUCH_TEST_ROUNDS=long` asks for it.
+#[expect(clippy::disallowed_methods, reason = "who runs the tests says how long they may take")]
+pub(crate) fn rounds<N>(short: N, long: N) -> N {
+    match std::env::var("AVOUCH_TEST_ROUNDS").as_deref() {
+        Ok("long") => long,
+        Ok(other) => panic!("AVOUCH_TEST_ROUNDS may be `long` or not set, not `{other}`"),
+        Err(_) => short,
+    }
+}
+
 /// Options for tests: quick hashes, any port, no throttle to speak of.
 pub(crate) fn options(store: StoreOptions) -> Options {
     let listen = || ListenOptions {
@@ -85,6 +96,7 @@ pub(crate) fn options(store: StoreOptions) -> Options {
         },
         lifetimes: Lifetimes::default(),
         hash: HashParams::weak_for_tests(),
+        pepper: Pepper::default(),
         pool: PoolSettings::default(),
         passwords: PasswordPolicy::default(),
         feed: FeedSettings::default(),

@@ -1,5 +1,6 @@
 //! The life of the signing keys, as callers and verifiers see it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use avouch::domain::event::{Reason, Target};
@@ -179,4 +180,39 @@ async fn the_published_keys_have_a_version_that_changes_with_them() {
     let (status, _, metrics) = http_get(bench.server.ops, "/metrics", "").await;
     assert_eq!(status, 200, "it is the operators'");
     assert!(!metrics.contains("operator"), "and names no client");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn keys_that_are_made_and_rotated_at_once_are_answered_for_what_they_did() {
+    let bench = Bench::new().await;
+    let token = bench.token().await;
+    let creating = {
+        let (mut admin, token) = (bench.server.admin(), token.clone());
+        tokio::spawn(async move {
+            let mut made = BTreeSet::new();
+            // A key that is announced is not made again: as many as this were rotated meanwhile.
+            while made.len() < 20 {
+                let create = bearer(pb::CreateKeyRequest::default(), &token);
+                let key = admin.create_key(create).await.expect("announced").into_inner().key;
+                let key = key.and_then(|key| key.public_key).expect("a key");
+                assert_eq!(key.state(), pb::KeyState::Announced, "as it stood when it was made");
+                made.insert(key.kid);
+            }
+            made
+        })
+    };
+    let mut admin = bench.server.admin();
+    let mut signers = BTreeSet::new();
+    while !creating.is_finished() {
+        match admin.rotate_key(bearer(pb::RotateKeyRequest {}, &token)).await {
+            Ok(answer) => {
+                let key = answer.into_inner().key.and_then(|key| key.public_key).expect("a key");
+                assert_eq!(key.state(), pb::KeyState::Active);
+                signers.insert(key.kid);
+            }
+            Err(status) => assert_eq!(reason(&status), "NO_KEY_ANNOUNCED", "{status:?}"),
+        }
+    }
+    let made = creating.await.expect("every call is answered");
+    assert!(signers.is_subset(&made), "what signs was announced before");
 }

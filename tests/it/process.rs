@@ -72,7 +72,21 @@ impl Process {
     pub(crate) fn start_at(level: &str, directory: &Path, settings: &[(&str, &str)]) -> Self {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let stderr = directory.with_extension(format!("{n}.stderr"));
+        Self::start_telling(
+            directory.with_extension(format!("{n}.stderr")),
+            level,
+            directory,
+            settings,
+        )
+    }
+
+    /// The same with its diagnostics elsewhere.
+    pub(crate) fn start_telling(
+        stderr: PathBuf,
+        level: &str,
+        directory: &Path,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let file = std::fs::File::create(&stderr).expect("a file for stderr");
         let child = Command::new(env!("CARGO_BIN_EXE_avouch"))
             .args(command_line(directory, settings))

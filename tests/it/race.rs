@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::harness::{
-    NOW, PASSWORD, Server, bearer, connect, options, password_login, reason, sled,
+    NOW, PASSWORD, Server, bearer, connect, options, password_login, reason, rounds, sled,
 };
 
 /// Lets all of these go at once; what came of each, in their order.
@@ -144,7 +144,7 @@ async fn rounds_of_one_line(server: &Server, rounds: u32, callers: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_thousand_rounds_of_callers_stay_on_one_line() {
     let server = Server::start().await;
-    rounds_of_one_line(&server, 1000, 6).await;
+    rounds_of_one_line(&server, 1000, rounds(6, 500)).await;
     server.stop().await;
 }
 
@@ -153,7 +153,7 @@ async fn hundreds_of_rounds_of_callers_stay_on_one_line_on_disk() {
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(ManualClock::new(NOW));
     let server = Server::with(options(sled(directory.path())), Arc::clone(&clock)).await;
-    rounds_of_one_line(&server, 200, 16).await;
+    rounds_of_one_line(&server, rounds(200, 1000), rounds(16, 500)).await;
     server.stop().await;
 }
 
@@ -388,7 +388,7 @@ async fn refresh_races_every_blow(server: &Server, rounds: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_refresh_outlives_what_it_races_with() {
     let server = Server::start().await;
-    refresh_races_every_blow(&server, 450).await;
+    refresh_races_every_blow(&server, rounds(450, 1000)).await;
     server.stop().await;
 }
 
@@ -397,7 +397,7 @@ async fn no_refresh_outlives_what_it_races_with_on_disk() {
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(ManualClock::new(NOW));
     let server = Server::with(options(sled(directory.path())), clock).await;
-    refresh_races_every_blow(&server, 99).await;
+    refresh_races_every_blow(&server, rounds(99, 1000)).await;
     server.stop().await;
 }
 

@@ -68,7 +68,8 @@ async fn each_target_is_one_event_and_ends_what_it_names() {
         assert_eq!(log.len(), 1, "{target:?}");
         let event = answer.revoked.expect("an event");
         assert_eq!(event.revision, answer.cursor.expect("a cursor").revision);
-        assert_eq!(event.reason(), pb::RevocationReason::Logout, "what stands for no reason");
+        assert_eq!(event.reason(), pb::RevocationReason::AdminAction, "what stands for no reason");
+        assert_eq!(event.initiating_entity(), pb::InitiatingEntity::Admin);
         assert_eq!(answer.wait_result, None, "nobody waited");
         // The token alone; its session; all sessions.
         let left = match at {
@@ -330,6 +331,43 @@ async fn why_and_who_travel_with_the_event() {
 }
 
 #[tokio::test]
+async fn what_nobody_says_of_the_cause_follows_from_who_calls() {
+    use pb::{InitiatingEntity as Who, RevocationReason as Why};
+    let bench = Bench::new().await;
+    let ada = bench.server.login(&bench.app, "ada").await.access_token;
+    let app = bench.server.own_token(&bench.app).await;
+    let operator = bench.server.own_token(&bench.operator).await;
+    // It may revoke anything; what was issued to it is still its own.
+    let grants = vec![Grant::unlimited(Right::Revoke)];
+    let desk = bench.server.add_client(Client { grants, ..client("desk") }).await;
+    let desk_token = bench.server.own_token(&desk).await;
+    for (client, credential, said, recorded) in [
+        (&bench.app, &ada, Who::Unspecified, (Why::Logout, Who::User)),
+        (&bench.app, &app, Who::Unspecified, (Why::Logout, Who::User)),
+        (&desk, &desk_token, Who::Unspecified, (Why::Logout, Who::User)),
+        (&bench.app, &desk_token, Who::Unspecified, (Why::AdminAction, Who::Admin)),
+        (&bench.app, &operator, Who::Unspecified, (Why::AdminAction, Who::Admin)),
+        (&bench.app, &app, Who::Admin, (Why::AdminAction, Who::Admin)),
+        (&bench.app, &operator, Who::User, (Why::Logout, Who::User)),
+        (&bench.app, &operator, Who::Policy, (Why::PolicyViolation, Who::Policy)),
+        (&bench.app, &operator, Who::System, (Why::AdminAction, Who::System)),
+    ] {
+        let tokens = bench.server.login(client, "ada").await;
+        for target in [Target::Token(tokens.access_token), Target::SessionId(tokens.session_id)] {
+            let request = pb::RevokeRequest {
+                target: Some(target.clone()),
+                initiating_entity: said.into(),
+                ..Default::default()
+            };
+            let answer = bench.server.identity().revoke(bearer(request, credential)).await;
+            let event = answer.expect("it may").into_inner().revoked.expect("an event");
+            let got = (event.reason(), event.initiating_entity());
+            assert_eq!(got, recorded, "{target:?}, said {said:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_malformed_request_names_its_fields_and_changes_nothing() {
     let bench = Bench::new().await;
     let good = pb::RevokeRequest {
@@ -420,6 +458,15 @@ async fn a_revoke_that_waits_says_how_many_watchers_have_applied_it() {
     let started = tokio::time::Instant::now();
     assert_eq!(wait(target().await, 300).await, (2, 1, false));
     assert!(started.elapsed() >= Duration::from_millis(300), "it waited to the deadline");
+    // Asked again, when there is nothing left to revoke: it waits for the same, and for what was
+    // never there too, which looks the same from outside.
+    let again = target().await;
+    let answer = bench.server.revoke(&bench.operator, again.clone()).await.expect("OK");
+    assert_eq!((answer.revoked.is_some(), answer.wait_result), (true, None));
+    let started = tokio::time::Instant::now();
+    assert_eq!(wait(again.clone(), 300).await, (2, 1, false));
+    assert!(started.elapsed() >= Duration::from_millis(300), "it waited to the deadline");
+    assert_eq!(wait(Target::Token("garbage".to_owned()), 1).await, (2, 1, false));
     // A wait of zero asks nobody to be quick.
     let (connected, _, complete) = wait(target().await, 0).await;
     assert_eq!((connected, complete), (2, false));

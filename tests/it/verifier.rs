@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use avouch::app::StoreOptions;
+use avouch::client::identity::{ClientCredential, Identity, Login};
+use avouch::client::token_source::TokenSource;
 use avouch::client::watch::{Authorization, WatchSettings};
 use avouch::crypto::OsEntropy;
 use avouch::domain::clock::SystemClock;
@@ -18,7 +20,7 @@ use pb::revoke_request::Target;
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
-use crate::harness::{ISSUER, Server, bearer, connect, options};
+use crate::harness::{ISSUER, OWN_AUDIENCE, Server, bearer, connect, options};
 use crate::support::proxy::Proxy;
 
 /// Longer than anything here takes; a test that waits for it has failed.
@@ -312,6 +314,35 @@ async fn a_key_that_the_stream_has_not_brought_is_asked_for() {
     assert!(matches!(refused, Refusal::Invalid(_)), "{refused:?}");
     until_stale(&alone, &old).await;
     assert_eq!(alone.verify(&next).await.expect_err("unknown key"), Refusal::Stale);
+}
+
+/// Who revokes everything revokes the verifier's own token, too: it gets another, and goes on.
+#[tokio::test]
+async fn a_verifier_whose_own_token_was_revoked_gets_another_and_goes_on() {
+    let scene = Scene::new().await;
+    let entropy = Arc::new(OsEntropy);
+    let credential = ClientCredential::secret(
+        scene.operator.client_id.clone(),
+        scene.operator.client_secret.clone(),
+    );
+    let identity = Identity::new(connect(scene.server.grpc).await, credential, entropy.clone());
+    let login = Login::client_credentials().for_audiences([OWN_AUDIENCE]);
+    let clock = Arc::new(SystemClock::default());
+    let source = TokenSource::client_credentials(identity, login, clock, entropy);
+    source.token().await.expect("a token");
+    let mut settings = scene.settings(scene.server.grpc);
+    settings.watch.authorization = Some(source.authorization());
+    settings.watch.refused = Some(Arc::new(move || source.forget()));
+    let verifier = start(settings, None).await;
+    for _ in 0..3 {
+        // Which it has is what it could not have without another token.
+        scene.revoke(&verifier, Target::Everything(true)).await;
+    }
+    let ada = scene.login("ada").await;
+    until("it is fresh", || matches!(verifier.check(&ada.access_token), Verdict::Good(_))).await;
+    scene.revoke(&verifier, Target::SessionId(ada.session_id)).await;
+    let refused = verifier.verify(&ada.access_token).await.expect_err("revoked");
+    assert_eq!(refused, Refusal::Revoked(RevokedBy::Session));
 }
 
 #[tokio::test]

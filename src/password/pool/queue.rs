@@ -10,6 +10,7 @@ use super::{HashError, PoolSettings, PoolStats, Verification};
 use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretText;
 use crate::password::params::HashParams;
+use crate::password::pepper::Pepper;
 use crate::password::phc::PasswordHash;
 
 /// Sooner than this, a caller would only be turned away again.
@@ -86,6 +87,7 @@ impl State {
 
 pub(super) struct Shared {
     pub(super) params: HashParams,
+    pub(super) pepper: Arc<Pepper>,
     pub(super) settings: PoolSettings,
     pub(super) entropy: Arc<dyn Entropy>,
     /// What an unknown user's password is checked against.

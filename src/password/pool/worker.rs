@@ -1,7 +1,7 @@
 //! What a hashing thread does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::password::engine::{Engine, EngineError};
 impl Shared {
     pub(super) fn work(&self) {
         step_back();
-        let mut engine = Engine::new(self.params);
+        let mut engine = Engine::new(self.params, Arc::clone(&self.pepper));
         while let Some(job) = self.next(&mut engine) {
             match job.task {
                 Task::Hash { password, reply } => {
@@ -73,16 +73,18 @@ impl Shared {
             }
             Err(_panic) => {
                 tracing::error!("a password hash panicked");
-                *engine = Engine::new(self.params);
+                *engine = Engine::new(self.params, Arc::clone(&self.pepper));
                 Err(HashError::Internal)
             }
         };
         let took = started.elapsed();
+        let work = engine.take_work();
 
         let mut state = self.lock();
         let stats = &mut state.stats;
         stats.running -= 1;
         stats.completed += 1;
+        stats.work_kib += work;
         stats.failed += u64::from(result.is_err());
         // Moves an eighth of the way: a single slow hash does not close the queue.
         stats.mean = (stats.mean * 7 + took) / 8;

@@ -41,7 +41,7 @@ impl Service {
         secret: Option<&SecretText>,
         origin: &Origin,
     ) -> Result<Client, AdminError> {
-        self.may_administer(caller, "create_client", origin)?;
+        self.begin_change(caller, "create_client", origin).await?;
         check_registration(&client)?;
         let now = self.now();
         client.secret_digest = secret.map(digest);
@@ -112,7 +112,7 @@ impl Service {
         client: Client,
         origin: &Origin,
     ) -> Result<Client, AdminError> {
-        self.may_administer(caller, "update_client", origin)?;
+        self.begin_change(caller, "update_client", origin).await?;
         check_registration(&client)?;
         let (id, change) = (client.id.clone(), ClientChange::Registration(Box::new(client)));
         let changed = self.change_client(caller, id, change, None, "client_updated", origin).await;
@@ -130,7 +130,7 @@ impl Service {
         revoke_issued: bool,
         origin: &Origin,
     ) -> Result<(SecretText, Option<Entry>), AdminError> {
-        self.may_administer(caller, "rotate_client_secret", origin)?;
+        self.begin_change(caller, "rotate_client_secret", origin).await?;
         let known = self.store.find_client(&id)?.ok_or(AdminError::NotFound)?;
         if known.kind == ClientType::Public {
             return Err(AdminError::PublicClient);
@@ -156,7 +156,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(Client, Option<Entry>), AdminError> {
         let action = if disabled { "client_disabled" } else { "client_enabled" };
-        self.may_administer(caller, action, origin)?;
+        self.begin_change(caller, action, origin).await?;
         let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
         let cause = disabled.then_some(cause);
         let change = ClientChange::Disabled(disabled);
@@ -173,9 +173,10 @@ impl Service {
         origin: &Origin,
     ) -> Result<(Client, Option<Entry>), AdminError> {
         let now: Timestamp = self.now();
-        let changed = self.store.change_client(id.clone(), change, cause, now).await?;
+        let changed = self.store.change_client(id.clone(), change, cause, now).await;
+        // Whatever came of it: an error may leave the outcome open.
         self.clients.forget(&id);
-        match changed {
+        match changed? {
             Changed::Unknown => Err(AdminError::NotFound),
             Changed::NameTaken => Err(AdminError::Taken),
             Changed::Stale => Err(AdminError::Internal("a client has no condition")),
@@ -197,10 +198,11 @@ impl Service {
         id: ClientId,
         origin: &Origin,
     ) -> Result<Option<Entry>, AdminError> {
-        self.may_administer(caller, "delete_client", origin)?;
+        self.begin_change(caller, "delete_client", origin).await?;
         let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
-        let revoked = self.store.delete_client(id.clone(), cause, self.now()).await?;
+        let revoked = self.store.delete_client(id.clone(), cause, self.now()).await;
         self.clients.forget(&id);
+        let revoked = revoked?;
         let entry = revoked.entry().cloned();
         self.administered("client_deleted", caller, None, Some(&id), entry.as_ref(), origin);
         Ok(entry)

@@ -79,7 +79,7 @@ impl Service {
         new: NewUser,
         origin: &Origin,
     ) -> Result<User, AdminError> {
-        self.may_administer(caller, "create_user", origin)?;
+        self.begin_change(caller, "create_user", origin).await?;
         let username = precis::username(&new.username).map_err(AdminError::Username)?;
         let password_hash = match new.password {
             None => None,
@@ -164,7 +164,7 @@ impl Service {
         update: UserUpdate,
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
-        self.may_administer(caller, "update_user", origin)?;
+        self.begin_change(caller, "update_user", origin).await?;
         let username = match update.username {
             None => None,
             Some(name) => {
@@ -192,7 +192,7 @@ impl Service {
         password: SecretText,
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
-        self.may_administer(caller, "set_password", origin)?;
+        self.begin_change(caller, "set_password", origin).await?;
         let user = self.store.find_user(&subject)?.ok_or(AdminError::NotFound)?;
         let hash = self.new_password(&user, password, 0).await?;
         let change = UserChange { password_hash: Some(hash), ..UserChange::default() };
@@ -234,6 +234,9 @@ impl Service {
         let proved =
             self.prove_user(&client, &change.username, present, &source, origin, now).await?;
         let (user, epochs, account) = proved;
+        if !self.is_still_good(&client)? {
+            return Err(AdminError::Credential(AuthenticateError::Refused));
+        }
         // It was no failed guess, whatever the rules say of the new password.
         self.store.clear_attempts(account, Some(source.key), now).await?;
         let hash =
@@ -241,7 +244,7 @@ impl Service {
         let caller = Caller {
             identity: Identity::Subject {
                 subject: user.subject.clone(),
-                client: client.id,
+                client: client.id.clone(),
                 session: None,
             },
             grants: Vec::new(),
@@ -270,7 +273,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
         let action = if disabled { "user_disabled" } else { "user_enabled" };
-        self.may_administer(caller, action, origin)?;
+        self.begin_change(caller, action, origin).await?;
         let change = UserChange { disabled: Some(disabled), ..UserChange::default() };
         let cause = Cause { reason: Reason::AccountDisabled, initiator: Initiator::Admin };
         let cause = disabled.then_some(cause);
@@ -309,7 +312,7 @@ impl Service {
         subject: SubjectId,
         origin: &Origin,
     ) -> Result<Option<Entry>, AdminError> {
-        self.may_administer(caller, "delete_user", origin)?;
+        self.begin_change(caller, "delete_user", origin).await?;
         let cause = Cause { reason: Reason::AccountDeleted, initiator: Initiator::Admin };
         let revoked = self.store.delete_user(subject.clone(), cause, self.now()).await?;
         let entry = revoked.entry().cloned();

@@ -14,11 +14,12 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::health::Step;
 use super::mark::Mark;
-use super::record::{META_KEY, Meta, seal, unseal};
+use super::pack;
+use super::record::{META_KEY, Meta, fingerprint, seal, unseal};
 use super::sealer::{Decided, Sealing};
 use crate::store::StoreError;
-use crate::store::engine::{Answer, Commit, Decision, Value};
-use crate::store::group::Group;
+use crate::store::engine::{Answer, Commit, Decision, is_index_key};
+use crate::store::group::{Group, Written};
 
 /// How old what is known of the disk's room may be when a group is admitted.
 const ROOM_AGE: Duration = Duration::from_secs(1);
@@ -91,7 +92,7 @@ impl Committer {
             let mut next = self.meta;
             next.head = written.head;
             let ((), took) =
-                health.within_deadline(Step::Commit, || self.write(&written.writes, &mut next))?;
+                health.within_deadline(Step::Commit, || self.write(&written, &mut next))?;
             self.meta = next;
             self.shared.counters.add_group(took);
             Some(self.mark())
@@ -105,16 +106,32 @@ impl Committer {
     }
 
     /// Writes a group as one batch, which sled recovers whole or not at all, and syncs it.
-    fn write(
-        &self,
-        writes: &BTreeMap<Vec<u8>, Option<Value>>,
-        meta: &mut Meta,
-    ) -> Result<(), String> {
+    fn write(&self, written: &Written, meta: &mut Meta) -> Result<(), String> {
         let db = &self.shared.db;
+        let mut packs = BTreeMap::new();
+        let (entries, records): (Vec<_>, Vec<_>) =
+            written.writes.iter().partition(|(key, _)| is_index_key(key));
+        pack::repack(
+            db,
+            entries.into_iter().map(|(key, value)| (key, value.is_some())),
+            &mut packs,
+        )?;
+        // A pack may stand under the key of an entry that was seen, so what was seen tells of records
+        // alone.
+        let records = records.into_iter().map(|(key, value)| (key, value, written.seen.get(key)));
+        let packs = packs.iter().map(|(key, value)| (key, value, None));
         let mut batch = sled::Batch::default();
-        for (key, value) in writes {
-            if let Some(old) = sled::Tree::get(db, key).map_err(|error| error.to_string())? {
-                let (_, print) = unseal(key, &old).ok_or("a record does not match its checksum")?;
+        for (key, value, seen) in records.chain(packs) {
+            let print = match seen {
+                // It was held against its checksum when it was read.
+                Some(old) => old.as_ref().map(|old| fingerprint(key, old)),
+                None => sled::Tree::get(db, key)
+                    .map_err(|error| error.to_string())?
+                    .map(|old| unseal(key, &old).map(|(_, print)| print))
+                    .map(|print| print.ok_or("a record does not match its checksum"))
+                    .transpose()?,
+            };
+            if let Some(print) = print {
                 meta.digest = meta.digest.wrapping_sub(print);
             }
             match value {

@@ -11,7 +11,7 @@ use crate::store::engine_suite::{count, decision, put, suite};
 mod child;
 mod crash;
 mod damage;
-mod measure;
+mod packs;
 
 const LOG: LogId = LogId::from_bytes([7; 16]);
 
@@ -162,7 +162,23 @@ async fn a_damaged_record_is_an_error_and_not_a_value() {
     assert!(matches!(engine.scan(&all, Order::Descending, 9), Err(StoreError::Corrupt(_))));
     assert!(matches!(engine.commit(count(b"a")).await, Err(StoreError::Corrupt(_))));
     engine.commit(put(b"b", b"2")).await.unwrap();
+    // A pack of index entries: one that is damaged, one that nothing of ours has written.
+    for stored in [b"something else".to_vec(), record::seal(b"i", b"no pack").0] {
+        engine.shared.db.insert(b"i", stored).unwrap();
+        assert!(matches!(engine.get(b"i/a"), Err(StoreError::Corrupt(_))));
+        for order in [Order::Ascending, Order::Descending] {
+            let found = engine.scan(&KeyRange::prefix(b"i/a"), order, 9);
+            assert!(matches!(found, Err(StoreError::Corrupt(_))));
+        }
+    }
     // Without what it replaces, a write cannot keep the digest right.
     assert!(matches!(engine.commit(put(b"a", b"2")).await, Err(StoreError::Unavailable(_))));
     assert!(engine.status().failed.is_some());
+    drop(engine);
+
+    let (_outer, path) = fresh();
+    let engine = open(&path).unwrap();
+    engine.shared.db.insert(b"i", record::seal(b"i", b"no pack").0).unwrap();
+    assert!(matches!(engine.commit(put(b"i/a", b"")).await, Err(StoreError::Unavailable(_))));
+    assert!(engine.status().failed.is_some_and(|why| why.contains("pack of index entries")));
 }

@@ -157,6 +157,17 @@ async fn identity_headers_of_a_client_go_in_every_spelling() {
 }
 
 #[tokio::test]
+async fn a_claim_that_cannot_stand_in_a_header_does_not_pass() {
+    let (server, sidecar, _, _) = shop().await;
+    for id in ["app{x}", "app<x>", "app%0d%0a"] {
+        let app = server.first_party(id).await;
+        let token = server.login(&app, "ada").await.access_token;
+        let said = sidecar.check_token("GET", "/orders", &token).await;
+        assert_eq!(said, Said::denied(403, ""), "{id}");
+    }
+}
+
+#[tokio::test]
 async fn everybody_who_does_not_pass_hears_what_rfc_6750_has_for_them() {
     let (server, sidecar, _, token) = shop().await;
     let anybody = Said::denied(401, "Bearer");
@@ -216,6 +227,17 @@ async fn a_revoked_token_is_refused_once_revoke_has_waited() {
     );
     assert_eq!(sidecar.check_token("GET", "/orders", &token).await, Said::invalid_token());
     assert!(sidecar.check_token("GET", "/orders", &other).await.passes(), "another session");
+    // What is not for this workload is not held here.
+    let held = sidecar.verifier.status().entries;
+    let operator = server.powerful("operator").await;
+    let request = pb::RevokeRequest {
+        target: Some(pb::revoke_request::Target::Token(server.own_token(&operator).await)),
+        client: Some(operator),
+        wait: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        ..Default::default()
+    };
+    server.identity().revoke(request).await.expect("revoked");
+    assert_eq!(sidecar.verifier.status().entries, held);
     let (_, metrics) = sidecar.ops("/metrics").await;
     let revoked =
         "avouch_sidecar_requests_total{entry=\"ext_authz\",answer=\"deny\",reason=\"revoked\"}";
@@ -271,6 +293,16 @@ async fn it_is_ready_once_the_set_is_complete_and_not_before() {
     assert_eq!(sidecar.ops("/readyz").await, (200, "ready\n".into()));
     let socket = sidecar.directory.path().join("authz.sock");
     assert!(socket.exists());
+    // Who watches its health, and the kubelet, learn that it goes before it is gone.
+    let request = HealthCheckRequest { service: String::new() };
+    let watch = HealthClient::new(sidecar.envoy.clone()).watch(request).await;
+    let mut watch = watch.expect("an answer").into_inner();
+    let mut next = async || watch.message().await.expect("a message").expect("it goes on").status();
+    assert_eq!(next().await, ServingStatus::Serving);
+    sidecar.shutdown.cancel();
+    assert_eq!(next().await, ServingStatus::NotServing);
+    assert_eq!(sidecar.ops("/readyz").await, (503, "draining\n".into()));
+    drop(watch);
     let summary = sidecar.stop().await;
     assert_eq!(summary.aborted, 0);
     assert!(!socket.exists());

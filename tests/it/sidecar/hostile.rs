@@ -6,7 +6,9 @@ use std::sync::Arc;
 use prost::Message as _;
 
 use super::envoy::shop;
-use super::rig::{AttributeContext, CheckRequest, Request, Said, forwarded, question};
+use super::rig::{
+    AttributeContext, CheckRequest, RULES, Request, Said, Sidecar, forwarded, question,
+};
 
 #[tokio::test]
 async fn no_question_makes_the_call_fail() {
@@ -169,7 +171,12 @@ async fn a_path_that_can_be_read_in_two_ways_does_not_pass() {
 
 #[tokio::test]
 async fn many_ask_at_once_and_each_hears_its_own_answer() {
-    let (_server, sidecar, _, token) = shop().await;
+    let (server, _, _, token) = shop().await;
+    // Over TCP, for once.
+    let client = server.powerful("another").await;
+    let loopback = [("sidecar.ext_authz", "127.0.0.1:0")];
+    let sidecar = Sidecar::start(server.grpc, client, RULES, &loopback).await;
+    sidecar.verifier.synced().await;
     let (sidecar, token) = (Arc::new(sidecar), Arc::new(token));
     let mut asking = tokio::task::JoinSet::new();
     for n in 0..600 {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::harness::{ISSUER, Server};
+use crate::harness::{ISSUER, Server, connect};
 use crate::process::PATIENCE;
 
 /// Everything that a test says of requests, by rules that most tests share.
@@ -353,12 +353,15 @@ impl Sidecar {
         let config = config(directory.path(), rules, flags);
         let options = SidecarOptions { config, server, client };
         let bound: BoundSidecar = build(options).await.expect("it starts");
-        let Some(Address::Unix(envoy)) = bound.ext_authz.clone() else { panic!("not on a socket") };
+        let ext_authz = bound.ext_authz.clone().expect("an address");
         let Some(Address::Tcp(forward_auth)) = bound.forward_auth else { panic!("no port") };
         let (verifier, shutdown) = (bound.verifier.clone(), bound.shutdown.clone());
         let task = tokio::spawn(bound.serve());
         let ops = directory.path().join("ops.sock");
-        let envoy = unix_channel(envoy).await;
+        let envoy = match ext_authz {
+            Address::Unix(path) => unix_channel(path).await,
+            Address::Tcp(address) => connect(address).await,
+        };
         Self { verifier, envoy, shutdown, task, forward_auth, ops, directory }
     }
 

@@ -87,7 +87,8 @@ async fn without_the_server_each_rule_says_what_its_policy_is() {
     };
     server.identity().revoke(request).await.expect("revoked");
     for path in ["/closed", "/introspect", "/open", "/patient"] {
-        assert!(sidecar.check_token("GET", path, &token).await.passes(), "{path}");
+        // On a machine that is busy the view may be older for a moment than a rule likes.
+        until(path, async || sidecar.check_token("GET", path, &token).await.passes()).await;
         assert_eq!(sidecar.check_token("GET", path, &revoked).await, Said::invalid_token());
     }
     way.cut.cancel();
@@ -151,7 +152,8 @@ async fn who_revokes_everything_does_not_blind_the_sidecar() {
     let operator = server.powerful("operator").await;
     server.add_user("ada").await;
     let token = server.login(&app, "ada").await.access_token;
-    assert!(sidecar.check_token("GET", "/closed", &token).await.passes());
+    let passes = async || sidecar.check_token("GET", "/closed", &token).await.passes();
+    until("the token passes", passes).await;
     // The sidecar's own token is among what is revoked, and its stream ends.
     server.journal.take();
     let target = pb::revoke_request::Target::Everything(true);
@@ -166,7 +168,8 @@ async fn who_revokes_everything_does_not_blind_the_sidecar() {
     until("a new token", async || server.journal.take().iter().any(own)).await;
     until("it is followed again", async || sidecar.verifier.status().connected).await;
     let token = server.login(&app, "ada").await.access_token;
-    assert!(sidecar.check_token("GET", "/closed", &token).await.passes());
+    let passes = async || sidecar.check_token("GET", "/closed", &token).await.passes();
+    until("the new token passes", passes).await;
 }
 
 #[tokio::test]

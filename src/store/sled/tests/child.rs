@@ -100,6 +100,7 @@ impl Child {
     }
 }
 
+/// Not a test: the tests beside this one run it in a process of its own, which they kill.
 #[test]
 #[ignore = "the other process of the tests beside this one"]
 fn child() {
@@ -161,12 +162,17 @@ async fn write(engine: &Arc<SledEngine>, bytes: usize) {
     std::process::exit(3);
 }
 
-/// Counts a writer's two records up, with an event that says so.
-fn step(writer: u64, bytes: usize) -> Decision {
+/// Counts a writer's two records up, with an event that says so, and an index entry for the upper
+/// half of the counts.
+pub(super) fn step(writer: u64, bytes: usize) -> Decision {
     Box::new(move |txn| {
         let next = number(txn.get(&half(b'a', writer))?.as_deref()) + 1;
         txn.put(half(b'a', writer), next.to_be_bytes().to_vec());
         txn.put(half(b'b', writer), next.to_be_bytes().to_vec());
+        txn.put(index(writer, next), Vec::new());
+        if next.is_multiple_of(2) {
+            txn.delete(index(writer, next / 2));
+        }
         let mut event = [writer.to_be_bytes(), next.to_be_bytes()].concat();
         event.resize(16 + bytes, b'.');
         txn.append(event)?;
@@ -177,4 +183,10 @@ fn step(writer: u64, bytes: usize) -> Decision {
 /// One of a writer's two records.
 pub(super) fn half(which: u8, writer: u64) -> Vec<u8> {
     [&[which, b'/'], writer.to_be_bytes().as_slice()].concat()
+}
+
+/// The index entry of a count, anywhere among the others.
+pub(super) fn index(writer: u64, n: u64) -> Vec<u8> {
+    let anywhere = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    [b"x", anywhere.to_be_bytes().as_slice(), &writer.to_be_bytes(), &n.to_be_bytes()].concat()
 }

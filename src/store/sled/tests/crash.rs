@@ -1,6 +1,8 @@
 //! Killed at any moment, the engine has what it acknowledged, and nothing in halves.
 
-use super::child::{Child, WRITERS, Work, half};
+use std::collections::BTreeSet;
+
+use super::child::{Child, WRITERS, Work, half, index};
 use super::*;
 use crate::store::engine_suite::number;
 
@@ -30,12 +32,17 @@ impl Acked {
             assert_eq!(number(Some(&event.value[8..16])), counted[writer]);
         }
         assert_eq!(engine.head().revision, Revision(events.len() as u64));
+        let entries = engine.scan(&KeyRange::prefix(b"x"), Order::Ascending, usize::MAX).unwrap();
+        let mut entries: BTreeSet<_> = entries.into_iter().map(|(key, _)| key).collect();
         for (writer, acked) in (0..).zip(self.0) {
             let a = number(engine.get(&half(b'a', writer)).unwrap().as_deref());
             let b = number(engine.get(&half(b'b', writer)).unwrap().as_deref());
             assert_eq!((a, b), (counted[usize::try_from(writer).unwrap()], a), "torn");
             assert!(a >= acked, "writer {writer} was told {acked}, found {a}");
+            let missing = (a / 2 + 1..=a).find(|&n| !entries.remove(&index(writer, n)));
+            assert_eq!(missing, None, "an index entry of writer {writer} is missing");
         }
+        assert!(entries.is_empty(), "{} index entries too many", entries.len());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::child::step;
 use super::*;
 
 /// The files of a data directory, and what is in them.
@@ -33,12 +34,12 @@ impl Copied {
     }
 }
 
-/// Commits `n` counts and closes.
+/// Commits `n` steps and closes.
 fn grow(path: &Path, n: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let engine = open(path).unwrap();
     for _ in 0..n {
-        runtime.block_on(engine.commit(count(b"c"))).unwrap();
+        runtime.block_on(engine.commit(step(0, 0))).unwrap();
     }
 }
 
@@ -116,6 +117,25 @@ fn a_creation_that_was_cut_off_is_finished() {
     assert_eq!(engine.log_id(), LOG);
     drop(engine);
     grow(&path, 1);
+}
+
+/// sled's first file has its name, and not yet what it holds.
+#[test]
+fn a_first_start_that_was_cut_off_with_torn_files_begins_anew() {
+    let (_outer, path) = fresh();
+    grow(&path, 0);
+    let none = mark::Mark { log_id: LOG, counter: 0, digest: 0 };
+    mark::MarkFile::create(&path.join("avouch.hwm"), none).unwrap();
+    fs::write(path.join("sled/conf"), [0; 62]).unwrap();
+    fs::write(path.join("avouch.snapshot"), b"of no use").unwrap();
+    grow(&path, 3);
+    assert_eq!(open(&path).unwrap().head().revision, Revision(3));
+    assert!(path.join("sled.unfinished/conf").exists());
+
+    // Once something is acknowledged, it does not.
+    fs::write(path.join("sled/conf"), [0; 62]).unwrap();
+    damage(&path);
+    assert!(path.join("sled/db").exists());
 }
 
 #[test]
