@@ -54,6 +54,7 @@ use crate::store::memory::MemoryEngine;
 use crate::store::sled::{SledEngine, SledSettings};
 use crate::store::{OpenError, Store, StoreError};
 
+pub mod agent;
 pub mod bootstrap;
 pub mod journal;
 pub mod offline;

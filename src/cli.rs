@@ -1,6 +1,7 @@
 //! The command line: what people type, how it is asked of a server over gRPC, and what they see.
 //! Starting a server is a function that comes in from outside.
 
+mod agent;
 mod args;
 mod backup;
 mod client;
@@ -36,6 +37,7 @@ use args::Global;
 use failure::Failure;
 use output::Output;
 
+pub use agent::NodeAgentOptions;
 pub use serve::{ServeError, ServeOptions};
 pub use sidecar::SidecarLink;
 
@@ -66,6 +68,7 @@ enum Command {
     Revoke(token::Revoke),
     Watch(watch::Watch),
     Sidecar(sidecar::Sidecar),
+    NodeAgent(agent::NodeAgent),
     Top(top::Top),
     #[command(subcommand)]
     Session(session::Session),
@@ -106,8 +109,8 @@ fn command() -> clap::Command {
     command
 }
 
-/// Does what was typed. `serve` runs a server until it is told to stop, `sidecar` a sidecar, `store` does
-/// what needs none.
+/// Does what was typed. `serve` runs a server until it is told to stop, `sidecar` a sidecar, `agent` a node
+/// agent; `store` does what needs none of them.
 ///
 /// The exit code is 0, or 1 when it failed, 2 when the command makes no sense, 64 when the
 /// configuration does not; [`offline::OfflineError`] has more.
@@ -115,6 +118,7 @@ pub async fn run(
     cli: Cli,
     serve: impl AsyncFnOnce(Config, ServeOptions) -> Result<(), ServeError>,
     sidecar: impl AsyncFnOnce(SidecarConfig, SidecarLink) -> Result<(), ServeError>,
+    agent: impl AsyncFnOnce(NodeAgentOptions) -> Result<(), ServeError>,
     store: impl offline::Offline,
 ) -> ExitCode {
     let global = &cli.global;
@@ -128,6 +132,7 @@ pub async fn run(
         Command::Revoke(command) => command.run(global, &mut out).await,
         Command::Watch(command) => command.run(global, &mut out).await,
         Command::Sidecar(command) => command.run(global, &mut out, sidecar).await,
+        Command::NodeAgent(command) => command.run(global, agent).await,
         Command::Top(command) => command.run(global, &mut out).await,
         Command::Session(command) => command.run(global, &mut out).await,
         Command::User(command) => command.run(global, &mut out).await,

@@ -1,11 +1,11 @@
 //! From durable to subscribed: holds the live set of this replica, keeps the newest events in a
 //! shared ring, and hands every watcher all of them, in order, at least once.
 //!
-//! Knows the store and the domain. Must not know protobuf or gRPC: bytes that are shared among
+//! Its events come from the store, or from another avouch by way of a [`Source`]. Knows the store and the domain. Must not know protobuf or gRPC: bytes that are shared among
 //! watchers come from an [`Encoder`].
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ mod registry;
 mod ring;
 mod settings;
 mod snapshot;
+mod source;
 pub mod subscription;
 mod tasks;
 
@@ -33,7 +34,9 @@ pub use registry::{Acked, Close, Waiter, WatcherInfo};
 use registry::{Registry, Watcher};
 pub use ring::Check;
 use ring::Ring;
-pub use settings::{FeedSettings, FeedStats, Page, Revoked, Subscribe, WatchError};
+pub use settings::{FeedSettings, FeedStats, Known, Page, Revoked, Subscribe, WatchError};
+use source::Stored;
+pub use source::{Proof, Source};
 use subscription::Subscription;
 
 /// Turns a batch that many watchers share into bytes.
@@ -50,16 +53,26 @@ struct KeySetFrame {
     frame: Bytes,
 }
 
+/// What a feed needs, whatever its source.
+struct Means {
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    encoder: Arc<dyn Encoder>,
+    settings: FeedSettings,
+}
+
 /// What the streams, the tasks and the observer share.
 struct Shared {
-    store: Arc<dyn Store>,
+    source: Arc<dyn Source>,
+    /// Of a source that keeps no log: the oldest cursor that may be resumed from.
+    oldest: Option<Revision>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     encoder: Arc<dyn Encoder>,
     settings: FeedSettings,
     log_id: LogId,
     /// Changed under `ring`, so that a digest taken under it belongs to one position.
-    view: View,
+    view: Arc<View>,
     /// What a snapshot shows in full: everything but tokens and sessions.
     coarse: Mutex<BTreeMap<Revision, Revocation>>,
     ring: Mutex<Ring>,
@@ -71,6 +84,8 @@ struct Shared {
     /// The newest event that changed the published keys.
     keys_changed: watch::Sender<Revision>,
     draining: watch::Sender<bool>,
+    /// Another feed has taken its place.
+    replaced: AtomicBool,
     registry: Registry,
     next_watch: AtomicU64,
     cut: AtomicU64,
@@ -79,6 +94,38 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(
+        source: Arc<dyn Source>,
+        log_id: LogId,
+        view: Arc<View>,
+        oldest: Option<Revision>,
+        Means { clock, entropy, encoder, settings }: Means,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            source,
+            oldest,
+            log_id,
+            view,
+            coarse: Mutex::default(),
+            ring: Mutex::new(Ring::new(settings.ring_entries, settings.ring_bytes)),
+            head: watch::Sender::new(Revision(0)),
+            tick: watch::Sender::new(0),
+            key_set: RwLock::default(),
+            keys_changed: watch::Sender::new(Revision(0)),
+            draining: watch::Sender::new(false),
+            replaced: AtomicBool::new(false),
+            registry: Registry::new(settings.max_watchers, settings.max_watchers_per_caller),
+            next_watch: AtomicU64::new(u64::from_be_bytes(entropy.bytes())),
+            cut: AtomicU64::new(0),
+            reread: AtomicU64::new(0),
+            recorder: OnceLock::new(),
+            clock,
+            entropy,
+            encoder,
+            settings,
+        })
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,6 +140,11 @@ impl Shared {
 
     fn wake(&self) {
         self.tick.send_modify(|tick| *tick = tick.wrapping_add(1));
+    }
+
+    /// Whether everything after `revision` can be shown without a snapshot.
+    fn can_resume_from(&self, revision: Revision) -> bool {
+        self.oldest.is_none_or(|oldest| revision >= oldest.max(self.ring().floor()))
     }
 
     /// Adds entries to the view. Twice is as good as once, and so is any order.
@@ -175,35 +227,18 @@ impl Feed {
         settings: FeedSettings,
     ) -> Result<Arc<Self>, StoreError> {
         const PAGE: usize = 1024;
-        let shared = Arc::new(Shared {
-            log_id: store.head().log_id,
-            view: View::default(),
-            coarse: Mutex::default(),
-            ring: Mutex::new(Ring::new(settings.ring_entries, settings.ring_bytes)),
-            head: watch::Sender::new(Revision(0)),
-            tick: watch::Sender::new(0),
-            key_set: RwLock::default(),
-            keys_changed: watch::Sender::new(Revision(0)),
-            draining: watch::Sender::new(false),
-            registry: Registry::new(settings.max_watchers, settings.max_watchers_per_caller),
-            next_watch: AtomicU64::new(u64::from_be_bytes(entropy.bytes())),
-            cut: AtomicU64::new(0),
-            reread: AtomicU64::new(0),
-            recorder: OnceLock::new(),
-            store,
-            clock,
-            entropy,
-            encoder,
-            settings,
-        });
+        let source = Arc::new(Stored(Arc::clone(&store)));
+        let log_id = store.head().log_id;
+        let means = Means { clock, entropy, encoder, settings };
+        let shared = Shared::new(source, log_id, Arc::default(), None, means);
         // Listen first, read then: an event is in what is read, or heard, or both. Applying it
         // twice changes nothing.
-        shared.store.observe(Arc::new(Listener(Arc::downgrade(&shared))));
+        store.observe(Arc::new(Listener(Arc::downgrade(&shared))));
         let mut loaded = Revision(0);
         let now = shared.clock.now();
-        let end = shared.store.head().revision;
+        let end = store.head().revision;
         loop {
-            let mut page = shared.store.events_after(loaded, PAGE)?;
+            let mut page = store.events_after(loaded, PAGE)?;
             let Some(last) = page.last() else { break };
             loaded = last.revision;
             page.retain(|entry| match &entry.event {
@@ -226,6 +261,38 @@ impl Feed {
     /// Records in `recorder` from now on; a second one is ignored.
     pub fn measure(&self, recorder: FeedRecorder) {
         _ = self.shared.recorder.set(recorder);
+    }
+
+    /// Begins with what is known of another avouch's log, and goes on with what [`Feed::publish`] is
+    /// told. Everybody who may watch sees everything: filters and limited rights are for who has the
+    /// log. Must be called in a tokio runtime.
+    pub fn relay(
+        source: Arc<dyn Source>,
+        known: Known,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        encoder: Arc<dyn Encoder>,
+        settings: FeedSettings,
+    ) -> Arc<Self> {
+        let Known { view, coarse, through, oldest } = known;
+        let means = Means { clock, entropy, encoder, settings };
+        let shared = Shared::new(source, through.log_id, view, Some(oldest), means);
+        shared.apply(&coarse);
+        shared.ring().loaded(through.revision);
+        shared.head.send_replace(through.revision);
+        let tasks = tasks::spawn(&shared);
+        Arc::new(Self { shared, tasks })
+    }
+
+    /// Takes in events that its source does not announce itself. `head` may be later than the last
+    /// of them.
+    pub fn publish(&self, entries: &[Entry], head: Revision) {
+        self.shared.publish(entries, head);
+    }
+
+    /// Asks the source how far it can vouch, without waiting for the next time.
+    pub async fn prove(&self) {
+        tasks::prove(&self.shared).await;
     }
 
     /// What revokes a token with these marks, if anything does.
@@ -265,12 +332,18 @@ impl Feed {
     /// # Errors
     /// [`WatchError::Draining`], [`WatchError::Busy`], and [`WatchError::Behind`] when the cursor is
     /// still ahead of this replica after a while.
-    pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, WatchError> {
+    pub async fn subscribe(&self, mut subscribe: Subscribe) -> Result<Subscription, WatchError> {
         let shared = &self.shared;
+        if shared.oldest.is_some() {
+            // Which tokens a filter shows is in the log alone. More than was asked for is allowed.
+            subscribe.filter = filter::Filter::default();
+        }
         if *shared.draining.borrow() {
             return Err(WatchError::Draining);
         }
-        let resume = subscribe.resume_after.filter(|cursor| cursor.log_id == shared.log_id);
+        let resume = subscribe.resume_after.filter(|cursor| {
+            cursor.log_id == shared.log_id && shared.can_resume_from(cursor.revision)
+        });
         // The place is taken before the wait, so that waiting ones count.
         let number = shared.next_watch.fetch_add(1, Ordering::Relaxed);
         let id = format!("{number:016x}{:016x}", u64::from_be_bytes(shared.entropy.bytes()));
@@ -341,20 +414,22 @@ impl Feed {
     }
 
     /// The live revocations among the next `limit` events after a position, and whether there are
-    /// more events.
+    /// more events. None where there is no log.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn list(&self, after: Revision, limit: usize) -> Result<(Page, bool), StoreError> {
+    pub fn list(&self, after: Revision, limit: usize) -> Result<Option<(Page, bool)>, StoreError> {
         let now = self.shared.clock.now();
-        let mut entries = self.shared.store.events_after(after, limit)?;
+        let Some(mut entries) = self.shared.source.events_after(after, limit)? else {
+            return Ok(None);
+        };
         let more = entries.len() == limit;
         let through = entries.last().map_or(after, |last| last.revision);
         entries.retain(|entry| match &entry.event {
             Event::Revocation(revocation) => now < revocation.expires_at,
             Event::KeySetChanged { .. } => false,
         });
-        Ok((Page { entries, through }, more))
+        Ok(Some((Page { entries, through }, more)))
     }
 
     /// Everybody who watches, in no particular order.
@@ -388,6 +463,12 @@ impl Feed {
             cut: self.shared.cut.load(Ordering::Relaxed),
             reread: self.shared.reread.load(Ordering::Relaxed),
         }
+    }
+
+    /// Ends every stream: another feed has taken its place, and they shall come back to it at once.
+    pub fn replace(&self) {
+        self.shared.replaced.store(true, Ordering::Release);
+        self.shared.wake();
     }
 
     /// Ends every stream with a go-away and begins no new one.

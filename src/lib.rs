@@ -6,6 +6,7 @@
 //! ```text
 //! cli                            the command line: asks over gRPC, as everybody does
 //! app                            puts the layers together, and starts them
+//! agent                          serves the stream of another avouch on, for a whole machine
 //! grpc        http    listen     the wire: who calls, decode, encode; the accept loop
 //! service                        what avouch does, one operation a file
 //! feed                           from durable to subscribed
@@ -25,6 +26,8 @@
 //! The feature `server` is on by default. Without it there are the domain types, tokens, the wire
 //! types and the client.
 
+#[cfg(feature = "server")]
+pub mod agent;
 #[cfg(feature = "server")]
 pub mod app;
 #[cfg(feature = "server")]

@@ -1,6 +1,7 @@
 //! What is counted: typed recorders over a registry that is passed in. No label holds an id, so the
 //! number of series is bounded whatever callers send. Knows nothing else of ours.
 
+pub mod agent;
 mod labels;
 mod process;
 mod recorder;

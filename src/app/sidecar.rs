@@ -60,6 +60,9 @@ pub enum SidecarError {
     /// A listener did not bind.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The agent cannot be named by a URL.
+    #[error("sidecar.agent cannot be used: {0}")]
+    Agent(#[from] tonic::transport::Error),
     /// The operating system refused.
     #[error("cannot wait for signals: {0}")]
     Signal(#[from] std::io::Error),
@@ -158,12 +161,14 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
             drop(tokens.current());
         })
     });
+    let agent = sidecar.agent.as_ref().map(agent_at).transpose()?;
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
         subscriber_id: sidecar.name.clone(),
-        authorization: authorization.clone(),
+        // An agent asks for no credential, so it is shown none.
+        authorization: authorization.clone().filter(|_| agent.is_none()),
         refused,
-        ..WatchSettings::new(vec![server])
+        ..WatchSettings::new(vec![agent.unwrap_or(server)])
     };
     let settings = VerifierSettings {
         leeway: sidecar.leeway,
@@ -194,7 +199,16 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
     })
 }
 
-fn credential(client: v1::ClientAuthentication) -> ClientCredential {
+fn agent_at(address: &Address) -> Result<Endpoint, SidecarError> {
+    let url = match address {
+        Address::Tcp(address) => format!("http://{address}"),
+        Address::Unix(_) => address.to_string(),
+    };
+    Ok(Endpoint::from_shared(url)?)
+}
+
+/// How a client shows who it is.
+pub(super) fn credential(client: v1::ClientAuthentication) -> ClientCredential {
     if client.client_secret.is_empty() {
         ClientCredential::certificate(client.client_id)
     } else {

@@ -65,7 +65,8 @@ impl Connection {
             connection.log_in(&credentials).await?;
             return Ok(connection);
         }
-        if global.cert.is_none() {
+        // A node agent asks nobody: who can open its socket may watch.
+        if global.cert.is_none() && !global.server.starts_with("unix:") {
             let text = "say who calls: --credentials FILE, --token FILE, or --cert and --key";
             return Err(Failure::Usage(text.into()));
         }

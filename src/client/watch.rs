@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -43,6 +44,16 @@ pub type Authorization = Arc<dyn Fn() -> Option<MetadataValue<Ascii>> + Send + S
 /// The set that is in force, put in place whole when another one takes over.
 pub type SharedView = Arc<ArcSwap<View>>;
 
+/// Serves the stream on to others.
+pub trait Relay: Send + Sync + 'static {
+    /// Takes a frame before the set has it. None when it cannot be understood.
+    fn take(&self, frame: &Frame) -> Option<()>;
+
+    /// Whether everybody who is served has applied everything up to `through`, as soon as that can be
+    /// told.
+    fn applied(&self, through: Cursor) -> BoxFuture<'static, bool>;
+}
+
 /// What to follow, and how.
 #[derive(Clone)]
 pub struct WatchSettings {
@@ -68,6 +79,8 @@ pub struct WatchSettings {
     /// The most entries to hold. What comes over it is left out, and the server has to be asked about
     /// tokens that it might concern ([`View::with_limit`]).
     pub max_entries: u64,
+    /// Who serves the stream on, if anybody does.
+    pub relay: Option<Arc<dyn Relay>>,
 }
 
 impl WatchSettings {
@@ -83,6 +96,7 @@ impl WatchSettings {
             authorization: None,
             refused: None,
             max_entries: u64::MAX,
+            relay: None,
         }
     }
 }
@@ -343,6 +357,9 @@ impl Watch {
         // A frame of a kind that a newer server knows says nothing about the set: those that do are
         // fixed.
         let Some(frame) = response.frame else { return Ok(None) };
+        if let Some(relay) = &self.settings.relay {
+            relay.take(&frame).ok_or(MALFORMED)?;
+        }
         match frame {
             Frame::Start(start) => Ok(Some(self.begin(start))),
             Frame::KeySet(keys) => Ok(Some(WatchEvent::KeySet(keys))),
@@ -521,8 +538,18 @@ impl Watch {
             }),
         });
         request.set_timeout(ACK_DEADLINE);
+        let relay = self.settings.relay.clone();
         // Beside the stream, which goes on meanwhile. Whoever waits has a deadline of its own.
-        tokio::spawn(async move { client.ack_revocations(request).await });
+        tokio::spawn(async move {
+            let served = match relay {
+                Some(relay) => relay.applied(through).await,
+                None => true,
+            };
+            if served {
+                // Unless it arrives, whoever waits is told that it did not.
+                let _acknowledged = client.ack_revocations(request).await;
+            }
+        });
     }
 
     fn ended(&mut self, status: &Status) -> WatchEvent {

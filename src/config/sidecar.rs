@@ -77,6 +77,8 @@ section! {
         ops: Option<Address> = Some(Address::Tcp(SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9193))),
         /// Who may connect to a Unix socket is who may write to it.
         socket_mode: SocketMode = SocketMode(0o660),
+        /// Where a node agent serves revocations on: unix:///path or a loopback address. Empty to follow the server itself.
+        agent: Option<Address> = None,
         /// Whether ext_authz and forward_auth may listen beyond this machine, where anybody who reaches them can try tokens.
         beyond_loopback: bool = false,
         /// What to do when revocations are not known up to now: closed, introspect or open.
@@ -310,6 +312,9 @@ fn check(sidecar: &Sidecar, rules: &[(String, Route, Rule)], errors: &mut Config
         {
             errors.push("", format!("{key} {address} is reachable from other machines: use a Unix socket or loopback, or set --beyond-loopback"));
         }
+    }
+    if let Some(address) = sidecar.agent.as_ref().filter(|address| !address.is_local()) {
+        errors.push("", format!("sidecar.agent {address} is another machine: an agent proves nothing of itself, so it must be on this one"));
     }
     let [ext_authz, forward_auth] = entries.map(|(_, address)| address.as_ref());
     let all = [ext_authz, forward_auth, sidecar.ops.as_ref()];

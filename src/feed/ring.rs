@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::source::Proof;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Entry, Event, Revocation, Target};
 use crate::domain::ids::Revision;
@@ -30,14 +31,6 @@ pub(super) struct Frame {
     pub(super) published: Instant,
     pub(super) encoded: OnceLock<Bytes>,
     bytes: usize,
-}
-
-/// How far the replica can vouch: every Revoke that was acknowledged before `as_of` is at or before
-/// `head`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Proof {
-    pub(super) as_of: Timestamp,
-    pub(super) head: Revision,
 }
 
 /// A check of the whole view at one position.
@@ -90,6 +83,11 @@ impl Ring {
 
     pub(super) const fn head(&self) -> Revision {
         self.head
+    }
+
+    /// Every event after this one is held.
+    pub(super) const fn floor(&self) -> Revision {
+        self.floor
     }
 
     /// Entries and bytes held.

@@ -8,6 +8,7 @@ use super::registry::Close;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::Entry;
 use crate::domain::ids::{Cursor, Revision};
+use crate::domain::view::View;
 use crate::store::StoreError;
 
 /// How the feed behaves.
@@ -49,9 +50,25 @@ impl Default for FeedSettings {
     }
 }
 
+/// What a feed without a log begins with.
+pub struct Known {
+    /// The live set, for the feed alone to change or for who changes it only to what the feed was
+    /// told before.
+    pub view: Arc<View>,
+    /// What of it a snapshot shows in full: everything but tokens and sessions.
+    pub coarse: Vec<Entry>,
+    /// Where that stands.
+    pub through: Cursor,
+    /// The oldest cursor whose holder needs no snapshot.
+    pub oldest: Revision,
+}
+
 /// Why a watch did not begin, or ended.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum WatchError {
+    /// There is no complete set to show yet.
+    #[error("the set of revocations is not complete yet")]
+    NotReady,
     /// The server shuts down.
     #[error("the server is draining")]
     Draining,

@@ -6,6 +6,7 @@ use super::{Shared, WatchError};
 use crate::domain::event::{Entry, Event, Revocation, Target};
 use crate::domain::ids::Revision;
 use crate::domain::view::{SESSION_BUCKET_SECS, TOKEN_BUCKET_SECS, bucket_end};
+use crate::store::StoreError;
 
 /// Which kind of id packed keys stand for.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -161,7 +162,8 @@ fn fill_filtered(
     const PAGE: usize = 256;
     let now = shared.clock.now();
     for _ in 0..PAGES {
-        let page = shared.store.events_after(*after, PAGE)?;
+        let page = shared.source.events_after(*after, PAGE)?;
+        let page = page.ok_or(StoreError::Internal("a filter without a log to look it up in"))?;
         if page.is_empty() {
             return Ok(true);
         }

@@ -20,6 +20,8 @@ use crate::domain::ids::{Cursor, Revision};
 /// How long before its credential expires a stream is ended, so that the watcher is back with a new
 /// one in time.
 const CREDENTIAL_MARGIN: Duration = Duration::from_secs(1);
+/// How many events are read from the log at once.
+const PAGE: usize = 256;
 
 /// Why a stream is closed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -148,7 +150,7 @@ pub struct Subscription {
     /// The newest `as_of` that was stated; it holds at every later position.
     as_of: Timestamp,
     /// Where the replica stood when the stream began.
-    began: super::ring::Proof,
+    began: super::source::Proof,
     key_set: u64,
     acked: u64,
     /// Where the log stood when its credential was found revoked.
@@ -258,7 +260,9 @@ impl Subscription {
         }
         match &mut self.phase {
             Phase::Start => {
-                let other_log = self.subscribe.resume_after.is_some() && !self.resumed;
+                let log_id = self.place.shared.log_id;
+                let other_log =
+                    self.subscribe.resume_after.is_some_and(|cursor| cursor.log_id != log_id);
                 self.phase = if other_log { Phase::Reset } else { Phase::KeySet };
                 Ok(Step::Show(self.start()))
             }
@@ -344,6 +348,8 @@ impl Subscription {
     fn leave(&mut self, leave: Leave) -> Item {
         let (error, most) = match leave {
             Leave::Drain => (Some(WatchError::Draining), Duration::from_secs(1)),
+            // What it has is no longer the truth.
+            Leave::Rebalance if self.is_replaced() => (None, Duration::from_millis(50)),
             Leave::Rebalance => (None, Duration::from_secs(1)),
             Leave::Slow => {
                 (Some(WatchError::Slow { through: self.position() }), Duration::from_secs(1))
@@ -412,7 +418,14 @@ impl Subscription {
                     return Ok(Step::Wait);
                 }
                 After::Frame(frame) => self.shown_of_frame(&frame),
-                After::Behind(floor) => self.shown_of_store(floor)?,
+                After::Behind(floor) => {
+                    let Some(page) = self.read_log()? else {
+                        // Without a log it is quicker to begin anew, with a snapshot.
+                        self.phase = Phase::Leaving(Leave::Rebalance);
+                        return Ok(Step::Again);
+                    };
+                    self.shown_of_page(&page, floor)
+                }
             };
             if let Some(item) = shown {
                 return Ok(Step::Show(item));
@@ -445,20 +458,23 @@ impl Subscription {
         self.show(&frame.entries[new..], frame.through)
     }
 
-    /// Reads what the ring no longer holds. The store answers with what is left of it: what has
-    /// expired since is skipped.
-    fn shown_of_store(&mut self, floor: Revision) -> Result<Option<Item>, WatchError> {
-        const PAGE: usize = 256;
+    /// Reads what the ring no longer holds.
+    fn read_log(&self) -> Result<Option<Vec<Entry>>, WatchError> {
         let shared = &self.place.shared;
         shared.reread.fetch_add(1, Ordering::Relaxed);
-        let page = shared.store.events_after(self.position, PAGE)?;
+        Ok(shared.source.events_after(self.position, PAGE)?)
+    }
+
+    /// What a page that was read shows. The log answers with what is left of it: what has expired
+    /// since is skipped.
+    fn shown_of_page(&mut self, page: &[Entry], floor: Revision) -> Option<Item> {
         // A page that is not full shows all there is, so whatever else was up to `floor` is swept.
         let through = match page.last() {
             Some(last) if page.len() == PAGE => last.revision,
             Some(last) => last.revision.max(floor),
             None => floor,
         };
-        Ok(self.show(&page, through))
+        self.show(page, through)
     }
 
     /// As many of `entries` as fit into a frame; `through` is where all of them lead.
@@ -488,10 +504,17 @@ impl Subscription {
         if *shared.draining.borrow() {
             return Some(Leave::Drain);
         }
+        if self.is_replaced() {
+            return Some(Leave::Rebalance);
+        }
         if Instant::now() >= self.credential_end() || self.has_lost_its_right() {
             return Some(Leave::CredentialExpiring);
         }
         (Instant::now() >= self.ends_at).then_some(Leave::Rebalance)
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.place.shared.replaced.load(Ordering::Acquire)
     }
 
     /// Whether its credential was taken back and it has seen what happened up to then. A revocation of

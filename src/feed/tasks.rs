@@ -10,7 +10,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Shared;
-use super::ring::{Check, Proof};
+use super::ring::Check;
+use super::source::Proof;
 use crate::domain::clock::Timestamp;
 use crate::domain::view::{TOKEN_BUCKET_SECS, bucket_end};
 
@@ -51,21 +52,14 @@ async fn fan_out(shared: Arc<Shared>) {
     }
 }
 
-/// Moves `as_of` on, if the store proves that it can make something durable.
+/// Moves `as_of` on, as far as the source can vouch.
 ///
-/// Why `as_of` cannot overtake an event. Let t be the moment read first, and let a Revoke be
-/// acknowledged before t. Its event was durable before that, so the head of the store, which is read
-/// after t, is at or past it. The proof (t, head) holds for whoever has been sent everything up to
-/// head, and nobody states it before: streams state a proof only at positions at or past its head,
-/// and a frame carries the proof that stood when it was published, whose head the ring had passed.
-/// Between the two reads the store proves contact: a replica that is cut off from its store could
-/// still read an old head, while others acknowledge. Its t then never becomes an `as_of`.
+/// A proof (as_of, head) holds for whoever has been sent everything up to head, and nobody states it
+/// before: streams state a proof only at positions at or past its head, and a frame carries the proof
+/// that stood when it was published, whose head the ring had passed.
 pub(super) async fn prove(shared: &Shared) {
-    let as_of = shared.clock.now();
-    if !shared.store.prove_contact().await {
-        return;
-    }
-    let head = shared.store.head().revision;
+    let now = shared.clock.now();
+    let Some(Proof { as_of, head }) = shared.source.prove(now).await else { return };
     // An engine may move its head a moment before it tells the observer.
     let mut seen = shared.head.subscribe();
     let wait = seen.wait_for(|seen| *seen >= head);
@@ -77,7 +71,8 @@ pub(super) async fn prove(shared: &Shared) {
     if as_of >= ring.proof.as_of {
         ring.proof = Proof { as_of, head: head.max(ring.proof.head) };
     }
-    let counted_after = counted_after(as_of);
+    // By the present, not by `as_of`: that may stand still, while what has expired is dropped.
+    let counted_after = counted_after(now);
     // Under the ring's lock, so that the view stands exactly at the ring's head.
     let digest = shared.view.digest(counted_after);
     ring.set_check(Check { digest, counted_after });

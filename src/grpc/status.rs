@@ -75,6 +75,11 @@ pub fn not_found() -> Status {
     plain(Code::NotFound, "NOT_FOUND", "not found")
 }
 
+/// A node agent has the live set and no log.
+pub fn no_log() -> Status {
+    plain(Code::Unimplemented, "NO_LOG", "a node agent keeps no log: ask the server itself")
+}
+
 /// The server is on its way out or its store is.
 pub fn unavailable(reason: &str) -> Status {
     retry(Code::Unavailable, reason, "unavailable, try again", UNAVAILABLE_RETRY)
@@ -83,6 +88,7 @@ pub fn unavailable(reason: &str) -> Status {
 /// Why a watch did not begin, or ended; or why a wait for a revision was in vain.
 pub fn watch(error: WatchError) -> Status {
     match error {
+        WatchError::NotReady => unavailable("NOT_READY"),
         WatchError::Draining => unavailable("DRAINING"),
         WatchError::Behind { head } => {
             build(Code::Unavailable, "REPLICA_BEHIND", "this replica is behind", |details| {

@@ -25,7 +25,7 @@ use crate::domain::ids::{ClientId, Cursor, Revision};
 use crate::domain::scope::MAX_NAMES;
 use crate::feed::filter::Filter;
 use crate::feed::subscription::Subscription;
-use crate::feed::{Close, Feed, Revoked, Subscribe};
+use crate::feed::{Close, Feed, Revoked, Subscribe, WatchError};
 use crate::pb::v1;
 
 /// What is served here.
@@ -63,9 +63,12 @@ pub trait Authorize: Send + Sync + 'static {
     ) -> Result<WatchCaller, Status>;
 }
 
+/// Gives the feed of the moment.
+pub type CurrentFeed = Arc<dyn Fn() -> Result<Arc<Feed>, WatchError> + Send + Sync>;
+
 /// The handlers of RevocationService.
 struct Handlers {
-    feed: Arc<Feed>,
+    feed: CurrentFeed,
     authorize: Arc<dyn Authorize>,
 }
 
@@ -75,13 +78,18 @@ impl Handlers {
         if caller.caller.has(Right::Watch) { Ok(caller) } else { Err(status::denied()) }
     }
 
+    fn feed(&self) -> Result<Arc<Feed>, Status> {
+        (self.feed)().map_err(status::watch)
+    }
+
     async fn watch(
         &self,
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Frames>, Status> {
         let caller = self.caller(&request)?;
         let subscribe = subscribe(request.into_inner(), caller)?;
-        let subscription = self.feed.subscribe(subscribe).await.map_err(status::watch)?;
+        let feed = self.feed()?;
+        let subscription = feed.subscribe(subscribe).await.map_err(status::watch)?;
         Ok(Response::new(frames(subscription)))
     }
 }
@@ -191,14 +199,14 @@ impl RevocationService for Handlers {
         // there a little longer, and the name of that stream is known to nobody else.
         let owner = match caller {
             Ok(caller) => owner(&caller.caller),
-            Err(status) => self.feed.owner_of(&ack.watch_id).ok_or(status)?,
+            Err(status) => self.feed()?.owner_of(&ack.watch_id).ok_or(status)?,
         };
         let Some(applied) = &ack.applied else {
             return Err(status::field("applied", "must be set"));
         };
         let applied = read_cursor(applied)
             .map_err(|error| status::field("applied.log_id", &error.to_string()))?;
-        self.feed.ack(&ack.watch_id, &owner, applied);
+        self.feed()?.ack(&ack.watch_id, &owner, applied);
         Ok(Response::new(v1::AckRevocationsResponse {}))
     }
 
@@ -215,12 +223,14 @@ impl RevocationService for Handlers {
             0 => 100,
             size => usize::try_from(size).unwrap_or(1).min(1000),
         };
-        let head = self.feed.head();
+        let feed = self.feed()?;
+        let head = feed.head();
         let mut after = read_page_token(&request.page_token, head)?;
         let mut revocations = Vec::new();
         let mut more = true;
         for _ in 0..PAGES {
-            let (page, page_more) = self.feed.list(after, limit).map_err(status::store)?;
+            let listed = feed.list(after, limit).map_err(status::store)?;
+            let (page, page_more) = listed.ok_or_else(status::no_log)?;
             more = page_more;
             for found in &page.entries {
                 if revocations.len() == limit {
@@ -283,6 +293,11 @@ pub struct RevocationServer {
 impl RevocationServer {
     /// Serves `feed` to whom `authorize` knows.
     pub fn new(feed: Arc<Feed>, authorize: Arc<dyn Authorize>) -> Self {
+        Self::following(Arc::new(move || Ok(Arc::clone(&feed))), authorize)
+    }
+
+    /// Serves whatever feed there is at the time of a call.
+    pub fn following(feed: CurrentFeed, authorize: Arc<dyn Authorize>) -> Self {
         let handlers = Arc::new(Handlers { feed, authorize });
         let unary = RevocationServiceServer::from_arc(Arc::clone(&handlers))
             .max_decoding_message_size(MAX_REQUEST_BYTES);

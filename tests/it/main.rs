@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod admin;
+mod agent;
 mod alone;
 mod authenticate;
 mod backup;

@@ -113,7 +113,7 @@ impl Scene {
     }
 
     /// Revokes without waiting for anybody.
-    async fn revoke_now(&self, target: Target) {
+    pub(crate) async fn revoke_now(&self, target: Target) {
         self.server.revoke(&self.operator, target).await.expect("it is revoked");
     }
 }
