@@ -84,10 +84,10 @@ def profile(name):
     return yaml.safe_load(PROFILES[name].read_text())
 
 
-def manifests(values, **how):
+def manifests(values, name="avouch", **how):
     """The files that the chart renders with these values."""
     with helm_python.Chart.load(CHART) as chart:
-        return chart.render(values, name="avouch", namespace="identity", **how)
+        return chart.render(values, name=name, namespace="identity", **how)
 
 
 def render(values, **how):
@@ -195,6 +195,8 @@ REFUSED = [
     ({"grants": [{"certificateName": "a", "right": "watch"}]}, "grants have no effect"),
     ({"grants": [{"certificateName": "a", "right": "everything"}]}, "at '/grants/0/right'"),
     ({"grants": [{"right": "watch"}]}, "missing property 'certificateName'"),
+    ({"tls.mode": "mesh", "tls.certManager": None, "networkPolicy.egress": [{}],
+      "service.type": "LoadBalancer"}, "service.type LoadBalancer hands plaintext"),
     ({"resources.memory": "256Mi"}, "resources.memory is 256Mi and at least 462Mi are needed: base 64Mi, "
      "cache 96Mi, hashes 38Mi, connections 125Mi, streams 32Mi, sessions 16Mi, and a quarter more"),
     ({"resources.memory": "512Mi", "password.workers": 8}, "hashes 152Mi"),
@@ -466,6 +468,17 @@ class Cluster(unittest.TestCase):
                 found += rules.joined(objects)
                 self.assertEqual(found, [])
 
+    def test_a_long_name_is_cut_where_names_may_be_no_longer(self):
+        long = "a-release-with-a-name-as-long-as-helm-takes-it-abcdef"
+        self.assertEqual(len(long), 53)
+        objects = render(profile("full"), name=long)
+        objects += render(changed(profile("full"), "fullnameOverride", ""), name=long)
+        for it in objects:
+            # A StatefulSet names its revisions in labels, 11 characters more.
+            self.assertLessEqual(len(it["metadata"]["name"]), 52, it["metadata"]["name"])
+        short = render(changed(profile("full"), "fullnameOverride", ""), name=long)
+        self.assertEqual(rules.joined(short), [])
+
     def test_the_rules_would_say_so(self):
         spoilt = [
             ("spec.hostNetwork", True), ("spec.hostPID", True),
@@ -473,6 +486,7 @@ class Cluster(unittest.TestCase):
             ("spec.serviceAccountName", "other"), ("spec.affinity", None),
             ("spec.securityContext.runAsNonRoot", False), ("spec.securityContext.runAsUser", 1000),
             ("spec.securityContext.seccompProfile", None), ("metadata.labels", {}),
+            ("spec.securityContext.fsGroupChangePolicy", "Always"), ("metadata.labels.a", "1+2"),
             ("container.securityContext.privileged", True),
             ("container.securityContext.allowPrivilegeEscalation", None),
             ("container.securityContext.capabilities", {"drop": ["NET_RAW"]}),
@@ -582,6 +596,20 @@ class Program(unittest.TestCase):
         self.wait_for(f"http://{addresses['public']}{path}", deadline)
         for file in (self.scratch / "var/data").glob("*.json"):
             self.assertEqual(file.stat().st_mode & 0o777, 0o600, file)
+        # What the README and the notes tell to run in the pod.
+        told = (CHART / "README.md").read_text() + manifests(profile("mesh"))["avouch/templates/NOTES.txt"]
+        commands = re.findall(r"exec avouch-0 -- \S+ ((?:\\\n|[^\n])+)", told)
+        self.assertEqual(len(commands), 2)
+        environment = self.environment(container) | {"AVOUCH_SERVER": f"http://{addresses['grpc']}"}
+        for command in commands:
+            command = command.replace("\\\n", " ").replace("/var/lib", f"{self.scratch}/var/lib")
+            command = command.replace("/var/lib/avouch", "/var")
+            done = self.run_program(*command.split(), env=environment)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            if "create" in command:
+                made = json.loads(done.stdout)
+                self.assertEqual(made["client_id"], "orders-sidecar")
+                self.assertTrue(made["client_secret"])
         server.send_signal(signal.SIGTERM)
         self.assertEqual(server.wait(60), 0)
 

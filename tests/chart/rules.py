@@ -4,6 +4,9 @@ Pod Security's profile `restricted`, and those of kube-linter's rules that say s
 chart. Written out here, so that no program is needed for them; the names are kube-linter's.
 """
 
+import re
+
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral",
                    "persistentVolumeClaim", "projected", "secret"}
 
@@ -93,6 +96,12 @@ def linted(thing, everything):
             wanted = term["podAffinityTerm"]["labelSelector"]["matchLabels"]
             if not wanted.items() <= labels.items():
                 bad.append("no-anti-affinity: selects other pods")
+    whole = spec.get("securityContext", {})
+    if "fsGroup" in whole and whole.get("fsGroupChangePolicy") != "OnRootMismatch":
+        bad.append("each start would open the server's files to the group")
+    for key, value in (thing["metadata"].get("labels", {}) | labels).items():
+        if not LABEL.fullmatch(value) or len(value) > 63:
+            bad.append(f"label {key} cannot be {value}")
     accounts = {(it["metadata"].get("namespace"), it["metadata"]["name"])
                 for it in everything if it["kind"] == "ServiceAccount"}
     if (namespace, spec.get("serviceAccountName")) not in accounts:

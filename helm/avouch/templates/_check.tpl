@@ -50,6 +50,9 @@ before what is no value at all. */}}
 {{- if and (eq $v.tls.mode "mesh") $v.networkPolicy.enabled (not $v.networkPolicy.egress) -}}
 {{- $bad = append $bad "tls.mode mesh needs networkPolicy.egress: the proxy in the pod must reach its control plane; [{}] allows everything" -}}
 {{- end -}}
+{{- if and (eq $v.tls.mode "mesh") (eq $v.service.type "LoadBalancer") -}}
+{{- $bad = append $bad "service.type LoadBalancer hands plaintext to whoever is outside the mesh: use a gateway of the mesh, or another tls.mode" -}}
+{{- end -}}
 {{- if $v.resources.memory -}}
 {{- $needed := include "avouch.memory.needed" . | int64 -}}
 {{- if lt (include "avouch.bytes" $v.resources.memory | int64) $needed -}}

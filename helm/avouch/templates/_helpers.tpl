@@ -22,9 +22,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "avouch.selector" .root }}
 app.kubernetes.io/component: {{ .part }}
 app.kubernetes.io/part-of: avouch
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | replace "+" "_" | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "avouch.image" -}}
