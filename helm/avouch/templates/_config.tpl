@@ -1,0 +1,59 @@
+{{/* One value in TOML. A number that YAML made a float is written without an exponent. */}}
+{{- define "avouch.toml" -}}
+{{- if kindIs "string" . -}}
+{{ . | toJson }}
+{{- else if kindIs "bool" . -}}
+{{ . }}
+{{- else -}}
+{{ int64 . }}
+{{- end -}}
+{{- end -}}
+
+{{- define "avouch.config" -}}
+{{- $v := .Values -}}
+{{- $own := dict
+  "server" (dict "listen" "0.0.0.0:7700" "public_listen" "0.0.0.0:7701" "ops_listen" "0.0.0.0:7702" "drain_timeout" (printf "%ds" (int $v.shutdown.drainSeconds)))
+  "issuer" (dict "url" $v.issuer.url "audience" $v.issuer.audience)
+  "store" (dict "path" "/var/lib/avouch/data" "cache_bytes" (printf "%sB" $v.store.cache))
+  "keys" (dict "encryption_key_file" (printf "/etc/avouch/encryption/%s" $v.encryptionKey.secretKey))
+  "password" (dict "workers" (include "avouch.workers" . | int) "memory_kib" (int $v.password.memoryKib))
+  "limits" (dict "max_connections" (int $v.sizing.connections))
+-}}
+{{- /* What settings may go over. */}}
+{{- $defaults := dict "log" (dict "format" "json") -}}
+{{- if $v.pepper.secretName -}}
+{{- $_ := set $own.password "pepper_file" (printf "/etc/avouch/pepper/%s" $v.pepper.secretKey) -}}
+{{- end -}}
+{{- if include "avouch.encrypted" . -}}
+{{- $tls := dict "cert_file" "/etc/avouch/tls/tls.crt" "key_file" "/etc/avouch/tls/tls.key" -}}
+{{- if ne $v.tls.clientAuth "none" -}}
+{{- $_ := set $tls "client_auth" $v.tls.clientAuth -}}
+{{- $_ := set $tls "client_ca_file" "/etc/avouch/client-ca/ca.crt" -}}
+{{- end -}}
+{{- $_ := set $own "tls" $tls -}}
+{{- else -}}
+{{- $_ := set $own.server "plaintext_mesh" true -}}
+{{- /* Behind a proxy in the pod every peer has one address. */}}
+{{- $_ := set $defaults "limits" (dict "max_connections_per_peer" (int $v.sizing.connections)) -}}
+{{- end -}}
+{{- range $section, $keys := mergeOverwrite $defaults (deepCopy $v.settings) $own }}
+[{{ $section }}]
+{{- range $key, $value := $keys }}
+{{ $key }} = {{ include "avouch.toml" $value }}
+{{- end }}
+{{ end -}}
+{{- range $v.grants }}
+[[grant]]
+certificate_name = {{ .certificateName | toJson }}
+right = {{ .right | toJson }}
+{{- with .audience }}
+audience = {{ . | toJson }}
+{{- end }}
+{{- with .client }}
+client = {{ . | toJson }}
+{{- end }}
+{{- with .subject }}
+subject = {{ . | toJson }}
+{{- end }}
+{{ end -}}
+{{- end -}}

@@ -1,0 +1,668 @@
+"""The Helm chart, rendered by Helm's own engine: check.py [--update] PROGRAM
+
+PROGRAM is the avouch that was built: it has to take what the chart renders for it. With --update the
+snapshots and the schema of `settings` are written anew; look at what changed before you keep it.
+"""
+
+import base64
+import copy
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import unittest
+import urllib.error
+import urllib.request
+
+import helm_python
+import kubernetes_validate
+import yaml
+
+import readme
+import rules
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CHART = ROOT / "helm/avouch"
+PROFILES = {path.stem: path for path in sorted((HERE / "profiles").glob("*.yaml"))}
+# The oldest that Chart.yaml takes, and the latest three.
+KUBERNETES = ("1.30", "1.35", "1.36", "1.37")
+# Kinds whose schemas are not Kubernetes' own. Their fields are in the snapshots only.
+FOREIGN = {
+    ("cert-manager.io/v1", "Certificate"),
+    ("monitoring.coreos.com/v1", "PrometheusRule"),
+    ("monitoring.coreos.com/v1", "ServiceMonitor"),
+    ("networking.istio.io/v1", "ServiceEntry"),
+    ("security.istio.io/v1", "AuthorizationPolicy"),
+    ("security.istio.io/v1", "PeerAuthentication"),
+    ("security.istio.io/v1", "RequestAuthentication"),
+}
+# Keys of the configuration that neither the chart sets nor `settings` takes: they name files that no
+# volume brings, or would take the audit log off the pod's output.
+LEFT_OUT = {"audit.output", "password.blocklist_file"}
+# What the chart says itself, of what other values say, and no setting may change.
+OWN = {
+    "issuer.audience", "issuer.url", "keys.encryption_key_file", "limits.max_connections",
+    "password.memory_kib", "password.pepper_file", "password.workers", "server.drain_timeout",
+    "server.listen", "server.ops_listen", "server.plaintext_mesh", "server.public_listen",
+    "store.cache_bytes", "store.path", "tls.cert_file", "tls.client_auth", "tls.client_ca_file",
+    "tls.key_file",
+}
+PROGRAM = None
+UPDATE = False
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that refuses a key that is there twice."""
+
+
+def mapping(loader, node, deep=False):
+    """A mapping whose keys differ."""
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    if len(keys) != len(set(keys)):
+        raise ValueError(f"a key is there twice: {sorted(keys)}")
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+
+
+def documents(text):
+    """The objects in a stream of YAML."""
+    return [it for it in yaml.load_all(text, Loader) if it]
+
+
+def profile(name):
+    """The values of a profile."""
+    return yaml.safe_load(PROFILES[name].read_text())
+
+
+def manifests(values, name="avouch", **how):
+    """The files that the chart renders with these values."""
+    with helm_python.Chart.load(CHART) as chart:
+        return chart.render(values, name=name, namespace="identity", **how)
+
+
+def render(values, **how):
+    """The objects that the chart renders with these values."""
+    files = manifests(values, **how)
+    return [it for path, text in sorted(files.items()) if path.endswith(".yaml")
+            for it in documents(text)]
+
+
+def changed(values, path, value):
+    """The values with one of them changed; `None` takes it away."""
+    values = copy.deepcopy(values)
+    inner, *last = values, path.split(".")
+    *way, key = last[0]
+    for step in way:
+        inner = inner.setdefault(step, {})
+    if value is None:
+        inner.pop(key, None)
+    else:
+        inner[key] = value
+    return values
+
+
+def one(objects, kind, part=None):
+    """The only object of a kind, and of a part of avouch."""
+    found = [it for it in objects if it["kind"] == kind and part in
+             (None, it["metadata"]["labels"]["app.kubernetes.io/component"])]
+    assert len(found) == 1, f"{len(found)} of {kind}"
+    return found[0]
+
+
+def config(objects):
+    """The configuration file among rendered objects."""
+    (text,) = [it["data"]["avouch.toml"] for it in objects
+               if it["kind"] == "ConfigMap" and "avouch.toml" in it["data"]]
+    return text
+
+
+def reference():
+    """Every key of the program's configuration, with its default as TOML writes it."""
+    text = subprocess.run([PROGRAM, "check-config", "--reference"], check=True, text=True,
+                          capture_output=True).stdout.split("#[[grant]]")[0]
+    section, keys = None, {}
+    for line in text.splitlines():
+        if match := re.match(r"\[(\w+)\]$", line):
+            section = match[1]
+        elif match := re.match(r"#(\w+) = (.*)$", line):
+            keys[section, match[1]] = match[2]
+    return keys
+
+
+def settings_schema():
+    """The schema of `settings`: the keys of the program, less those that are the chart's."""
+    sections = {}
+    for (section, key), default in reference().items():
+        if f"{section}.{key}" in OWN | LEFT_OUT:
+            continue
+        if default.startswith('"'):
+            kind = {"type": "string"}
+        elif default in ("true", "false"):
+            kind = {"type": "boolean"}
+        else:
+            kind = {"type": "integer", "minimum": 0}
+        # The memory is computed from these.
+        if key in ("connection_window_bytes", "send_buffer_bytes"):
+            kind["pattern"] = "^[1-9][0-9]*(KiB|MiB)$"
+        sections.setdefault(section, {})[key] = kind
+    closed = {"type": "object", "additionalProperties": False}
+    return closed | {"properties": {name: closed | {"properties": keys}
+                                    for name, keys in sections.items()}}
+
+
+def example():
+    """The objects of the sidecar example, each with a namespace."""
+    objects = documents((CHART / "examples/sidecar.yaml").read_text())
+    for it in objects:
+        it["metadata"]["namespace"] = "shop"
+    return objects
+
+
+# What was changed in the profile cert-manager, and what the refusal says.
+REFUSED = [
+    ({"engine": "etcd"}, "at '/engine'"),
+    ({"replicas": 2}, "replicas is 2, and engine sled keeps its data in one place: replicas must be 1"),
+    ({"replicas": 0}, "at '/replicas'"),
+    ({"image.tag": "latest"}, "image.tag is latest"),
+    ({"image.digest": "sha256:12"}, "at '/image/digest'"),
+    ({"issuer.url": None}, "issuer.url is missing"),
+    ({"issuer.url": "http://id.example.com"}, "issuer.url must begin with https://"),
+    ({"issuer.url": "https://id.example.com/"}, "at '/issuer/url'"),
+    ({"issuer.url": "https://id.example.com?x"}, "at '/issuer/url'"),
+    ({"encryptionKey.secretName": None}, "encryptionKey.secretName is missing: make the Secret once"),
+    ({"encryptionKey.secretName": "A_B"}, "at '/encryptionKey/secretName'"),
+    ({"tls.mode": None, "tls.certManager": None}, "tls.mode is missing"),
+    ({"tls.mode": "none"}, "at '/tls/mode'"),
+    ({"tls.certManager.issuerName": None}, "tls.mode certManager needs tls.certManager.issuerName"),
+    ({"tls.mode": "secret", "tls.certManager": None}, "tls.mode secret needs tls.secretName"),
+    ({"tls.mode": "secret", "tls.secretName": "x"}, "tls.certManager.issuerName has no effect"),
+    ({"tls.secretName": "x"}, "tls.secretName has no effect"),
+    ({"tls.clientAuth": "optional"}, "tls.clientAuth needs tls.clientCaSecretName"),
+    ({"tls.clientCaSecretName": "x"}, "tls.clientCaSecretName has no effect"),
+    ({"tls.mode": "mesh", "tls.certManager": None, "tls.clientAuth": "required",
+      "tls.clientCaSecretName": "x"}, "tls.clientAuth has no effect in tls.mode mesh"),
+    ({"tls.mode": "mesh", "tls.certManager": None}, "tls.mode mesh needs networkPolicy.egress"),
+    ({"grants": [{"certificateName": "a", "right": "watch"}]}, "grants have no effect"),
+    ({"grants": [{"certificateName": "a", "right": "everything"}]}, "at '/grants/0/right'"),
+    ({"grants": [{"right": "watch"}]}, "missing property 'certificateName'"),
+    ({"tls.mode": "mesh", "tls.certManager": None, "networkPolicy.egress": [{}],
+      "service.type": "LoadBalancer"}, "service.type LoadBalancer hands plaintext"),
+    ({"resources.memory": "256Mi"}, "resources.memory is 256Mi and at least 462Mi are needed: base 64Mi, "
+     "cache 96Mi, hashes 38Mi, connections 125Mi, streams 32Mi, sessions 16Mi, and a quarter more"),
+    ({"resources.memory": "512Mi", "password.workers": 8}, "hashes 152Mi"),
+    ({"resources.memory": "512Mi", "store.cache": "256Mi"}, "cache 384Mi"),
+    ({"resources.memory": "512Mi", "settings.limits.connection_window_bytes": "128KiB"},
+     "connections 250Mi"),
+    ({"resources.memory": "1G"}, "at '/resources/memory'"),
+    ({"resources.cpu.limit": 2}, "at '/resources/cpu/limit'"),
+    ({"persistence.size": "512Mi"}, "persistence.size is 512Mi and must be more than 1Gi"),
+    ({"persistence.accessMode": "ReadWriteMany"}, "at '/persistence/accessMode'"),
+    ({"settings.server.listen": "0.0.0.0:1"}, "additional properties 'listen' not allowed"),
+    ({"settings.keys.encryption_key_file": "/x"}, "'encryption_key_file' not allowed"),
+    ({"settings.sotre.path": "/x"}, "additional properties 'sotre' not allowed"),
+    ({"pod.userId": 0}, "at '/pod/userId'"),
+    ({"pod.labels": {"app.kubernetes.io/name": "x"}}, "invalid propertyName 'app.kubernetes.io/name'"),
+    ({"pod.annotations": {"checksum/config": "x"}}, "invalid propertyName 'checksum/config'"),
+    ({"shutdown.delaySeconds": 0}, "at '/shutdown/delaySeconds'"),
+    ({"networkPolicy.clients": [{}]}, "at '/networkPolicy/clients/0'"),
+    ({"serviceMonitor.enabled": True}, "serviceMonitor.enabled needs networkPolicy.scrapers"),
+    ({"nodeAgent.enabled": True}, "nodeAgent.enabled needs nodeAgent.credentialsSecretName"),
+    ({"nodeAgent.enabled": True, "nodeAgent.credentialsSecretName": "x", "nodeAgent.memory": "100Mi"},
+     "nodeAgent.memory is 100Mi and at least 126Mi are needed"),
+    ({"nodeAgent.enabled": True, "nodeAgent.credentialsSecretName": "x", "nodeAgent.namespace": "y"},
+     "nodeAgent.namespace needs nodeAgent.caSecretName"),
+    ({"nodeAgent.enabled": True, "nodeAgent.credentialsSecretName": "x", "tls.clientAuth": "required",
+      "tls.clientCaSecretName": "y"}, "nodeAgent.enabled needs tls.clientAuth none or optional"),
+    ({"tls.mode": "mesh", "tls.certManager": None, "networkPolicy.egress": [{}],
+      "nodeAgent.enabled": True, "nodeAgent.credentialsSecretName": "x",
+      "nodeAgent.caSecretName": "y"}, "nodeAgent.caSecretName has no effect in tls.mode mesh"),
+    ({"istio.peerAuthentication": True}, "istio.peerAuthentication needs tls.mode mesh"),
+    ({"istio.authorizationPolicies": [
+        {"name": "a", "matchLabels": {"app": "x"}, "provider": "avouch"},
+        {"name": "b", "matchLabels": {"app": "x"}, "provider": "opa"}]}, "names two providers"),
+    ({"istio.requestAuthentications": [{"name": "a", "matchLabels": {}, "audiences": ["x"]}]},
+     "at '/istio/requestAuthentications/0/matchLabels'"),
+    ({"nonsense": 1}, "additional properties 'nonsense' not allowed"),
+    ({"image.nonsense": 1}, "additional properties 'nonsense' not allowed"),
+]
+
+
+class Chart(unittest.TestCase):
+    """What is rendered."""
+
+    def test_lint(self):
+        for name in PROFILES:
+            for version in KUBERNETES:
+                report = helm_python.lint(CHART, profile(name), strict=True, namespace="identity",
+                                          kube_version=f"v{version}.0")
+                worst = [it for it in report["messages"] if it["severity"] >= 2]
+                self.assertEqual((worst, report["errors"]), ([], []), f"{name} on {version}")
+
+    def test_snapshots(self):
+        for name in PROFILES:
+            files = manifests(profile(name))
+            text = "".join(f"# {path}\n{text.strip()}\n" for path, text in sorted(files.items())
+                           if text.strip())
+            path = HERE / "snapshots" / f"{name}.yaml"
+            if UPDATE:
+                path.write_text(text)
+            self.assertEqual(text, path.read_text(), f"{path} differs: check.py --update, and look")
+        kept = {path.stem for path in (HERE / "snapshots").iterdir()}
+        self.assertEqual(kept, set(PROFILES), "a snapshot without a profile")
+
+    def test_an_upgrade_renders_the_same_as_the_installation(self):
+        for name in PROFILES:
+            first = manifests(profile(name), is_install=True)
+            again = manifests(profile(name), is_upgrade=True, revision=2)
+            self.assertEqual(first, again)
+        # Neither chance nor the cluster says what is rendered, and no Secret is.
+        for path in sorted((CHART / "templates").rglob("*.*")):
+            found = re.findall(r"\b(rand\w+|gen\w+(?:CA|Cert|Key)\w*|uuidv4|htpasswd|bcrypt|now|lookup|"
+                               r"encryptAES|kind: Secret)\b", path.read_text())
+            self.assertEqual(found, [], path)
+
+    def test_what_cannot_work_is_refused_and_says_why(self):
+        base = profile("cert-manager")
+        render(base)
+        for changes, message in REFUSED:
+            values = base
+            for path, value in changes.items():
+                values = changed(values, path, value)
+            with self.subTest(changes=changes):
+                with self.assertRaises(helm_python.HelmError) as caught:
+                    manifests(values)
+                self.assertIn(message, str(caught.exception))
+
+    def test_every_refusal_is_in_the_table(self):
+        text = (CHART / "templates/_check.tpl").read_text()
+        messages = re.findall(r'append \$bad (?:\(printf )?"((?:[^"\\]|\\.)*)"', text)
+        self.assertGreater(len(messages), 25)
+        # What depends on files of the chart is looked at by `test_files`.
+        messages = [it for it in messages if "this chart has no" not in it]
+        for message in messages:
+            pattern = ".*".join(re.escape(part) for part in re.split(r"%[ds]", message))
+            found = [said for _, said in REFUSED
+                     if re.search(re.escape(said.split(" is ")[0]), message) or re.match(pattern, said)]
+            self.assertTrue(found, message)
+
+    def test_everything_wrong_is_said_at_once(self):
+        with self.assertRaises(helm_python.HelmError) as caught:
+            manifests({"replicas": 3, "persistence": {"size": "1Gi"}})
+        for part in ("replicas is 3", "issuer.url", "encryptionKey", "tls.mode", "persistence.size"):
+            self.assertIn(part, str(caught.exception))
+
+    def test_memory_is_refused_one_mebibyte_below_what_is_computed(self):
+        for name in ("cert-manager", "mesh"):
+            base = profile(name)
+            pod = one(render(base), "StatefulSet")["spec"]["template"]["spec"]
+            memory = pod["containers"][0]["resources"]["limits"]["memory"]
+            enough = int(memory.removesuffix("Mi"))
+            render(changed(base, "resources.memory", f"{enough}Mi"))
+            with self.assertRaises(helm_python.HelmError) as caught:
+                render(changed(base, "resources.memory", f"{enough - 1}Mi"))
+            self.assertIn(f"at least {enough}Mi are needed", str(caught.exception))
+
+    def test_hashes_follow_the_cpus(self):
+        base = profile("cert-manager")
+        for limit, workers in (("500m", 1), ("2", 2), ("3500m", 3), ("16", 16)):
+            parsed = tomllib.loads(config(render(changed(base, "resources.cpu.limit", limit))))
+            self.assertEqual(parsed["password"]["workers"], workers)
+        parsed = tomllib.loads(config(render(changed(base, "password.workers", 5))))
+        self.assertEqual(parsed["password"]["workers"], 5)
+
+    def test_settings_go_over_the_defaults_of_the_chart(self):
+        settings = {"log": {"format": "human"}, "limits": {"max_connections_per_peer": 7}}
+        parsed = tomllib.loads(config(render(changed(profile("mesh"), "settings", settings))))
+        self.assertEqual(parsed["log"]["format"], "human")
+        self.assertEqual(parsed["limits"]["max_connections_per_peer"], 7)
+        self.assertEqual(parsed["limits"]["max_connections"], 2000)
+
+    def test_the_kubelet_waits_longer_than_the_server_drains(self):
+        values = changed(profile("cert-manager"), "shutdown", {"delaySeconds": 7, "drainSeconds": 90})
+        objects = render(values)
+        pod = one(objects, "StatefulSet")["spec"]["template"]["spec"]
+        self.assertEqual(pod["terminationGracePeriodSeconds"], 7 + 90 + 10)
+        self.assertEqual(pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"], 7)
+        self.assertEqual(tomllib.loads(config(objects))["server"]["drain_timeout"], "90s")
+
+    def test_another_configuration_is_another_pod_and_another_chart_version_is_not(self):
+        base = profile("cert-manager")
+        before = one(render(base), "StatefulSet")["spec"]["template"]["metadata"]
+        after = one(render(changed(base, "settings.log.level", "debug")), "StatefulSet")
+        after = after["spec"]["template"]["metadata"]
+        self.assertNotEqual(before["annotations"], after["annotations"])
+        self.assertFalse({"helm.sh/chart", "app.kubernetes.io/version"} & set(before["labels"]))
+
+    def test_nobody_gets_in_where_nobody_is_named(self):
+        values = changed(profile("cert-manager"), "networkPolicy.clients", [])
+        policy = one(render(values), "NetworkPolicy", "server")
+        ports = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+        self.assertEqual(ports, [7701])
+        self.assertEqual(policy["spec"]["egress"], [])
+
+    def test_what_goes_with_the_release(self):
+        for retain, policy in ((True, "Retain"), (False, "Delete")):
+            values = changed(profile("cert-manager"), "persistence.retain", retain)
+            spec = one(render(values), "StatefulSet")["spec"]
+            kept = spec["persistentVolumeClaimRetentionPolicy"]
+            self.assertEqual(kept, {"whenDeleted": policy, "whenScaled": "Retain"})
+
+    def test_files(self):
+        for value, path in (("prometheusRule", "alerts.yaml"), ("dashboard", "dashboard.json")):
+            values = changed(profile("cert-manager"), f"{value}.enabled", True)
+            if (CHART / "files" / path).exists():
+                source = yaml.safe_load((CHART / "files" / path).read_text())
+                (made,) = [it for it in render(values)
+                           if it["kind"] == "PrometheusRule" or "avouch.json" in it.get("data", {})]
+                self.assertEqual(made.get("spec") or json.loads(made["data"]["avouch.json"]), source)
+            else:
+                with self.assertRaises(helm_python.HelmError) as caught:
+                    render(values)
+                self.assertIn(f"this chart has no files/{path}", str(caught.exception))
+
+    def test_readme_is_current(self):
+        before, after = readme.written()
+        self.assertEqual(before, after, "run tests/chart/readme.py")
+
+
+class Schema(unittest.TestCase):
+    """values.schema.json."""
+
+    def setUp(self):
+        self.schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def test_no_object_takes_what_is_not_named(self):
+        # Labels and such have names of your own; affinity is Kubernetes' own, and so is `global` Helm's.
+        open_ends = set()
+
+        def walk(node, path):
+            if node.get("type") == "object" and node.get("additionalProperties") is not False:
+                open_ends.add(path[-1])
+            for key, inner in node.get("properties", {}).items():
+                walk(inner, [*path, key])
+            if "items" in node:
+                walk(node["items"], path)
+
+        walk(self.schema, ["values"])
+        self.assertEqual(open_ends, {"annotations", "global", "labels", "matchLabels", "nodeAffinity",
+                                     "nodeSelector", "podAffinity", "podAntiAffinity"})
+
+    def test_every_value_is_in_the_schema_and_the_other_way_round(self):
+        def names(node, path=""):
+            for key, inner in node.items():
+                yield f"{path}{key}"
+                if isinstance(inner, dict):
+                    yield from names(inner, f"{path}{key}.")
+
+        def known(node, path=""):
+            for key, inner in node.get("properties", {}).items():
+                yield f"{path}{key}"
+                yield from known(inner, f"{path}{key}.")
+
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        mine = {it for it in names(values) if not it.startswith("dashboard.labels.")}
+        other = {it for it in known(self.schema) if not it.startswith("settings.")
+                 and not it.startswith("pod.affinity.")} - {"global"}
+        self.assertEqual(mine, other)
+
+    def test_settings_are_the_keys_of_the_program_less_those_of_the_chart(self):
+        rendered = set()
+        for name in PROFILES:
+            own = changed(profile(name), "settings", None)
+            for head, inner in tomllib.loads(config(render(own))).items():
+                if head != "grant":
+                    rendered |= {f"{head}.{key}" for key in inner}
+        # Two are defaults, which settings may go over.
+        self.assertEqual(rendered, OWN | {"log.format", "limits.max_connections_per_peer"})
+        self.assertEqual(self.schema["properties"]["settings"], settings_schema(),
+                         "check.py --update writes it, unless a key shall be the chart's own")
+
+
+class Cluster(unittest.TestCase):
+    """What the API server and those who look after clusters say of the objects."""
+
+    def everything(self):
+        for name in PROFILES:
+            yield name, render(profile(name))
+        yield "example", example()
+
+    def test_kubernetes_knows_every_field(self):
+        for name, objects in self.everything():
+            for it in objects:
+                if (it["apiVersion"], it["kind"]) in FOREIGN:
+                    continue
+                for version in KUBERNETES:
+                    with self.subTest(profile=name, kind=it["kind"], version=version):
+                        kubernetes_validate.validate(it, version, strict=True)
+        # And it would say so if it did not.
+        wrong = one(render(profile("full")), "StatefulSet")
+        wrong["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
+        with self.assertRaises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(wrong, KUBERNETES[-1], strict=True)
+
+    def test_pod_security_restricted(self):
+        for name, objects in self.everything():
+            for it in objects:
+                if not (pod := rules.pod_of(it)):
+                    continue
+                with self.subTest(profile=name, kind=it["kind"]):
+                    # The socket of the agent is on the node, and nothing else is out of the ordinary.
+                    agent = ["volume socket is a hostPath"] if it["kind"] == "DaemonSet" else []
+                    self.assertEqual(rules.restricted(pod[1]), agent)
+
+    def test_the_rules_of_linters(self):
+        for name, objects in self.everything():
+            with self.subTest(profile=name):
+                found = [f"{it['kind']}: {said}" for it in objects
+                         for said in rules.linted(it, objects)]
+                found += rules.joined(objects)
+                self.assertEqual(found, [])
+
+    def test_a_long_name_is_cut_where_names_may_be_no_longer(self):
+        long = "a-release-with-a-name-as-long-as-helm-takes-it-abcdef"
+        self.assertEqual(len(long), 53)
+        objects = render(profile("full"), name=long)
+        objects += render(changed(profile("full"), "fullnameOverride", ""), name=long)
+        for it in objects:
+            # A StatefulSet names its revisions in labels, 11 characters more.
+            self.assertLessEqual(len(it["metadata"]["name"]), 52, it["metadata"]["name"])
+        short = render(changed(profile("full"), "fullnameOverride", ""), name=long)
+        self.assertEqual(rules.joined(short), [])
+
+    def test_the_rules_would_say_so(self):
+        spoilt = [
+            ("spec.hostNetwork", True), ("spec.hostPID", True),
+            ("spec.automountServiceAccountToken", True), ("spec.enableServiceLinks", None),
+            ("spec.serviceAccountName", "other"), ("spec.affinity", None),
+            ("spec.securityContext.runAsNonRoot", False), ("spec.securityContext.runAsUser", 1000),
+            ("spec.securityContext.seccompProfile", None), ("metadata.labels", {}),
+            ("spec.securityContext.fsGroupChangePolicy", "Always"), ("metadata.labels.a", "1+2"),
+            ("container.securityContext.privileged", True),
+            ("container.securityContext.allowPrivilegeEscalation", None),
+            ("container.securityContext.capabilities", {"drop": ["NET_RAW"]}),
+            ("container.securityContext.capabilities", {"drop": ["ALL"], "add": ["SYS_TIME"]}),
+            ("container.securityContext.readOnlyRootFilesystem", None),
+            ("container.securityContext.runAsNonRoot", False),
+            ("container.image", "avouch"), ("container.image", "avouch:latest"),
+            ("container.livenessProbe", None), ("container.readinessProbe.httpGet.port", "other"),
+            ("container.startupProbe.httpGet.host", "127.0.0.1"),
+            ("container.resources.limits", {}), ("container.resources.requests.memory", "1Mi"),
+            ("container.ports", []), ("container.volumeMounts", []),
+            ("container.env", [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s"}}}]),
+            ("container.env", [{"name": "CLIENT_SECRET", "value": "x"}]),
+        ]
+        for path, value in spoilt:
+            objects = render(profile("full"))
+            it = one(objects, "StatefulSet")
+            template = it["spec"]["template"]
+            whole = template | {"container": template["spec"]["containers"][0]}
+            new = changed(whole, path, value)
+            it["spec"]["template"] = {"metadata": new["metadata"], "spec": new["spec"]}
+            if path.startswith("container."):
+                new["spec"]["containers"][0] = new["container"]
+            said = rules.restricted(new["spec"]) + rules.linted(it, objects) + rules.joined(objects)
+            self.assertTrue(said, path)
+        for kind, path, value in [
+            ("Service", "spec.selector", {"app": "x"}), ("NetworkPolicy", "spec.policyTypes", ["Ingress"]),
+            ("NetworkPolicy", "spec.ingress", [{"ports": []}]),
+            ("NetworkPolicy", "spec.podSelector.matchLabels", {"app": "x"}),
+            ("ServiceAccount", "automountServiceAccountToken", True),
+            ("ServiceMonitor", "spec.endpoints", [{"port": "metrics"}]),
+        ]:
+            objects = render(profile("full"))
+            at = next(n for n, it in enumerate(objects) if it["kind"] == kind)
+            objects[at] = changed(objects[at], path, value)
+            self.assertTrue(rules.joined(objects), f"{kind} {path}")
+
+
+class Program(unittest.TestCase):
+    """Whether avouch takes what is rendered for it."""
+
+    def setUp(self):
+        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="avouch-chart-"))
+        self.addCleanup(shutil.rmtree, self.scratch)
+
+    def run_program(self, *args, **more):
+        return subprocess.run([PROGRAM, *map(str, args)], text=True, capture_output=True, check=False,
+                              timeout=60, **more)
+
+    def environment(self, container):
+        """What the pod's environment is to the program."""
+        given = {it["name"]: it.get("value", "node-1") for it in container.get("env", [])}
+        return {"PATH": os.environ["PATH"]} | given
+
+    def test_the_configuration_is_good(self):
+        for name in PROFILES:
+            objects = render(profile(name))
+            container = one(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+            path = self.scratch / "avouch.toml"
+            path.write_text(config(objects))
+            done = self.run_program("check-config", "--config", path, "--without-files",
+                                    env=self.environment(container))
+            self.assertEqual((done.returncode, name), (0, name), done.stderr)
+            # Each file that it names is in a volume that is mounted.
+            mounts = {it["mountPath"]: it["name"] for it in container["volumeMounts"]}
+            for file in re.findall(r'"(/(?:etc|var)/[^"]+)"', config(objects)):
+                where = [it for it in mounts if file.startswith(f"{it}/")]
+                self.assertEqual(len(where), 1, f"{name}: {file}")
+            volumes = one(objects, "StatefulSet")["spec"]["template"]["spec"]["volumes"]
+            for volume in volumes:
+                for item in volume.get("secret", {}).get("items", []):
+                    mount = next(key for key, it in mounts.items() if it == volume["name"])
+                    self.assertIn(f'"{mount}/{item["path"]}"', config(objects), name)
+
+    def test_the_server_starts_as_rendered_and_answers_the_probes(self):
+        objects = render(profile("mesh"))
+        container = one(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+        text = config(objects).replace("/etc/avouch", f"{self.scratch}/etc")
+        text = text.replace("/var/lib/avouch", f"{self.scratch}/var")
+        text = re.sub(r'"0\.0\.0\.0:77\d\d"', '"127.0.0.1:0"', text)
+        for folder in ("etc/config", "etc/encryption", "var"):
+            (self.scratch / folder).mkdir(parents=True)
+        (self.scratch / "etc/config/avouch.toml").write_text(text)
+        key = self.scratch / "etc/encryption/encryption.key"
+        key.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
+        key.chmod(0o440 if os.getuid() == 0 else 0o400)
+        args = [it.replace("/etc/avouch", f"{self.scratch}/etc") for it in container["args"]]
+        with (self.scratch / "log").open("w") as log:
+            server = subprocess.Popen([PROGRAM, *args], stdout=log, stderr=log,
+                                      env=self.environment(container), cwd="/", umask=0o022)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        found = self.scratch / "var/data/addresses.json"
+        deadline = time.monotonic() + 120
+        while not found.exists() and server.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertTrue(found.exists(), (self.scratch / "log").read_text())
+        addresses = json.loads(found.read_text())
+        ports = {it["name"]: it["containerPort"] for it in container["ports"]}
+        self.assertEqual(ports, {"grpc": 7700, "keys": 7701, "ops": 7702})
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = container[probe]["httpGet"]
+            self.assertEqual(asked["port"], "ops")
+            self.wait_for(f"http://{addresses['ops']}{asked['path']}", deadline)
+        (test,) = [it for it in objects if it["kind"] == "Pod"]
+        path = test["spec"]["containers"][0]["args"][-1].split(":7701")[1]
+        self.wait_for(f"http://{addresses['public']}{path}", deadline)
+        for file in (self.scratch / "var/data").glob("*.json"):
+            self.assertEqual(file.stat().st_mode & 0o777, 0o600, file)
+        # What the README and the notes tell to run in the pod.
+        told = (CHART / "README.md").read_text() + manifests(profile("mesh"))["avouch/templates/NOTES.txt"]
+        commands = re.findall(r"exec avouch-0 -- \S+ ((?:\\\n|[^\n])+)", told)
+        self.assertEqual(len(commands), 2)
+        environment = self.environment(container) | {"AVOUCH_SERVER": f"http://{addresses['grpc']}"}
+        for command in commands:
+            command = command.replace("\\\n", " ").replace("/var/lib", f"{self.scratch}/var/lib")
+            command = command.replace("/var/lib/avouch", "/var")
+            done = self.run_program(*command.split(), env=environment)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            if "create" in command:
+                made = json.loads(done.stdout)
+                self.assertEqual(made["client_id"], "orders-sidecar")
+                self.assertTrue(made["client_secret"])
+        server.send_signal(signal.SIGTERM)
+        self.assertEqual(server.wait(60), 0)
+
+    def wait_for(self, url, deadline):
+        """Until it answers 200."""
+        while True:
+            try:
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    return answer.read()
+            except urllib.error.HTTPError as error:
+                if time.monotonic() > deadline:
+                    raise
+                error.close()
+                time.sleep(0.05)
+
+    def accepted(self, container, subcommand):
+        """Whether the program knows every flag, the variables and the subcommand."""
+        self.assertEqual(container["args"][0], subcommand)
+        told = self.run_program(subcommand, "--help")
+        self.assertEqual(told.returncode, 0, told.stderr)
+        for flag in container["args"][1:]:
+            self.assertIn(f"  {flag.split('=')[0]} <", told.stdout, subcommand)
+        for variable in container.get("env", []):
+            self.assertIn(f"[env: {variable['name']}=", told.stdout, subcommand)
+
+    @unittest.skipUnless((ROOT / "src/cli/agent.rs").exists(), "there is no node agent in this tree")
+    def test_the_node_agent_knows_its_flags(self):
+        pod = one(render(profile("full")), "DaemonSet")["spec"]["template"]["spec"]
+        self.accepted(pod["containers"][0], "node-agent")
+        # Without its files it gets as far as to miss them.
+        done = self.run_program(*pod["containers"][0]["args"], env={})
+        self.assertIn("/etc/avouch/credentials/credentials.json", done.stderr)
+
+    @unittest.skipUnless((ROOT / "src/cli/sidecar.rs").exists(), "there is no sidecar in this tree")
+    def test_the_example_of_a_sidecar_is_good(self):
+        deployment = next(it for it in example() if it["kind"] == "Deployment")
+        pod = deployment["spec"]["template"]["spec"]
+        (sidecar,) = pod["initContainers"]
+        self.assertEqual(sidecar["restartPolicy"], "Always")
+        self.accepted(sidecar, "sidecar")
+        path = self.scratch / "rules.toml"
+        path.write_text(example()[0]["data"]["rules.toml"])
+        args = [f"--rules={path}" if it.startswith("--rules=") else it for it in sidecar["args"]]
+        done = self.run_program(*args, "--check", env={})
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+if __name__ == "__main__":
+    UPDATE = "--update" in sys.argv
+    PROGRAM = str(pathlib.Path([it for it in sys.argv[1:] if not it.startswith("-")][0]).resolve())
+    if UPDATE:
+        file = CHART / "values.schema.json"
+        whole = json.loads(file.read_text())
+        whole["properties"]["settings"] = settings_schema()
+        file.write_text(json.dumps(whole, indent=2) + "\n")
+    unittest.main(argv=[sys.argv[0]], verbosity=2)
