@@ -24,11 +24,15 @@ use crate::process::{Addresses, Cast, Process, channel, ops};
 
 /// As long a piece of a secret may be seen as cannot be helped: one byte less than this.
 const WINDOW: usize = 12;
+/// The same of bytes in a decimal list, where 12 characters are three numbers: those meet by chance, in
+/// the constant payload of an HTTP/2 ping for one.
+const LIST_WINDOW: usize = 32;
 
 /// What must not be seen.
 #[derive(Default)]
 struct Secrets {
     windows: HashSet<[u8; WINDOW]>,
+    lists: HashSet<[u8; LIST_WINDOW]>,
     names: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -60,7 +64,10 @@ impl Secrets {
         self.forbid(what, hex.as_bytes());
         self.forbid(what, hex.to_uppercase().as_bytes());
         let list = format!("{bytes:?}");
-        self.forbid(what, list.trim_matches(['[', ']']).as_bytes());
+        for window in list.as_bytes().windows(LIST_WINDOW) {
+            self.lists.insert(window.try_into().expect("as long as a window"));
+        }
+        self.names.push((what, list.into_bytes()));
     }
 
     /// The secret part of an access token is its signature: the rest are claims.
@@ -91,9 +98,14 @@ impl Secrets {
 
     /// Which secret can be seen in `bytes`, and where.
     fn find(&self, bytes: &[u8]) -> Option<(&'static str, String)> {
-        let at = bytes.windows(WINDOW).position(|window| self.windows.contains(window))?;
-        let seen = &bytes[at..at + WINDOW];
-        let holds = |secret: &[u8]| secret.windows(WINDOW).any(|window| window == seen);
+        let short = bytes.windows(WINDOW).position(|window| self.windows.contains(window));
+        let list = || bytes.windows(LIST_WINDOW).position(|window| self.lists.contains(window));
+        let (at, len) = match short {
+            Some(at) => (at, WINDOW),
+            None => (list()?, LIST_WINDOW),
+        };
+        let seen = &bytes[at..at + len];
+        let holds = |secret: &[u8]| secret.windows(len).any(|window| window == seen);
         let what = self.names.iter().find(|(_, secret)| holds(secret));
         let around = &bytes[at.saturating_sub(120)..(at + 60).min(bytes.len())];
         Some((what.map_or("?", |(what, _)| what), around.escape_ascii().to_string()))
