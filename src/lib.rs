@@ -15,6 +15,7 @@
 //! domain                         ids, sessions, epochs, time: pure functions
 //!
 //! where tokens are used:
+//! sidecar                        answers Envoy, nginx, Traefik and Caddy
 //! layer                          verifies the requests of tonic and axum services
 //! verifier                       local checks that know what was revoked
 //! client                         follows the stream of revocations
@@ -24,7 +25,7 @@
 //! ```
 //!
 //! The feature `server` is on by default. Without it there are the domain types, tokens, the wire
-//! types and the client.
+//! types, the client, the verifier and the layer.
 
 #[cfg(feature = "server")]
 pub mod agent;
