@@ -58,6 +58,7 @@ pub mod agent;
 pub mod bootstrap;
 pub mod journal;
 pub mod offline;
+mod own_token;
 mod scrape;
 pub mod serve;
 pub mod sidecar;

@@ -14,9 +14,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
-use super::sidecar::credential;
+use super::own_token::own_token;
 use crate::agent::{Agent, AgentSettings, Neighbours, Unfit};
-use crate::client::identity::{Identity, Login};
 use crate::client::token_source::TokenSource;
 use crate::client::watch::WatchSettings;
 use crate::crypto::OsEntropy;
@@ -35,10 +34,6 @@ use crate::listen::settings::{ListenSettings, Protocol};
 use crate::metrics::agent::{AgentLevels, AgentMetrics};
 use crate::pb::v1;
 
-/// The audience that stands for the server, unless it is configured otherwise there.
-const SERVER_AUDIENCE: &str = "avouch";
-/// How long the start waits for the first token; then it goes on, and is not ready.
-const FIRST_LOGIN: Duration = Duration::from_secs(2);
 /// How long a call may take until its answer begins: longer than a cursor may be ahead.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How often the server is asked to say something. What a neighbour knows is older by at most this
@@ -151,33 +146,16 @@ pub async fn build(options: AgentOptions) -> Result<BoundAgent, AgentError> {
     let listener = bind(options.listen, Protocol::Http2)?;
     let ops_listener = options.ops.map(|address| bind(address, Protocol::Auto)).transpose()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-    let tokens = options.client.map(|client| {
-        let channel = options.server.connect_lazy();
-        let identity = Identity::new(channel, credential(client), Arc::clone(&entropy));
-        let login = Login::client_credentials().for_audiences([SERVER_AUDIENCE]);
-        TokenSource::client_credentials(identity, login, clock, Arc::clone(&entropy))
-    });
     let mut keeping = JoinSet::new();
-    if let Some(tokens) = tokens.clone() {
-        // Without a token the first try to follow would be refused.
-        match tokio::time::timeout(FIRST_LOGIN, tokens.token()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the agent cannot log in"),
-            Err(_) => tracing::warn!("the server does not answer"),
+    let tokens = match options.client {
+        Some(client) => {
+            let (channel, entropy) = (options.server.connect_lazy(), Arc::clone(&entropy));
+            Some(own_token(client, channel, clock, entropy, &mut keeping).await)
         }
-        keeping.spawn(async move {
-            let error = tokens.keep_fresh().await;
-            tracing::error!(%error, "the agent has no token any more");
-        });
-    }
+        None => None,
+    };
     let authorization = tokens.as_ref().map(TokenSource::authorization);
-    let refused = tokens.map(|tokens| -> Arc<dyn Fn() + Send + Sync> {
-        Arc::new(move || {
-            tokens.forget();
-            // The renewal begins now, and not with the next try to follow, which would be refused, too.
-            drop(tokens.current());
-        })
-    });
+    let refused = tokens.as_ref().map(TokenSource::refused);
     let watch = WatchSettings {
         heartbeat: HEARTBEAT,
         subscriber_id: options.name,

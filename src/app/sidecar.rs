@@ -14,7 +14,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
-use crate::client::identity::{ClientCredential, Identity, Login};
+use super::own_token::own_token;
 use crate::client::token_source::TokenSource;
 use crate::client::watch::WatchSettings;
 use crate::config::rules;
@@ -35,10 +35,6 @@ use crate::sidecar::ext_authz::{Authorization, SERVICE_NAME};
 use crate::sidecar::{Gate, Rule, forward_auth};
 use crate::verifier::{AskServer, Policy, Requirement, Verifier, VerifierSettings};
 
-/// The audience that stands for the server, unless it is configured otherwise there.
-const SERVER_AUDIENCE: &str = "avouch";
-/// How long the start waits for the first token; then it goes on, and is not ready.
-const FIRST_LOGIN: Duration = Duration::from_secs(2);
 /// How long one question may take. The server is given half a second within it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The headers of the requests that are asked about: Envoy's own limit is 60 KiB.
@@ -135,32 +131,16 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         ops: bind(sidecar.ops.as_ref(), Protocol::Auto, mode, &entropy)?,
     };
     let channel = server.connect_lazy();
-    let tokens = client.map(|client| {
-        let identity = Identity::new(channel.clone(), credential(client), Arc::clone(&entropy));
-        let login = Login::client_credentials().for_audiences([SERVER_AUDIENCE]);
-        TokenSource::client_credentials(identity, login, Arc::clone(&clock), Arc::clone(&entropy))
-    });
     let mut keeping = JoinSet::new();
-    if let Some(tokens) = tokens.clone() {
-        // Without a token the first try to follow would be refused.
-        match tokio::time::timeout(FIRST_LOGIN, tokens.token()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the sidecar cannot log in"),
-            Err(_) => tracing::warn!("the server does not answer"),
+    let tokens = match client {
+        Some(client) => {
+            let (channel, entropy) = (channel.clone(), Arc::clone(&entropy));
+            Some(own_token(client, channel, Arc::clone(&clock), entropy, &mut keeping).await)
         }
-        keeping.spawn(async move {
-            let error = tokens.keep_fresh().await;
-            tracing::error!(%error, "the sidecar has no token any more");
-        });
-    }
+        None => None,
+    };
     let authorization = tokens.as_ref().map(TokenSource::authorization);
-    let refused = tokens.map(|tokens| -> Arc<dyn Fn() + Send + Sync> {
-        Arc::new(move || {
-            tokens.forget();
-            // The renewal begins now, and not with the next try to follow, which would be refused, too.
-            drop(tokens.current());
-        })
-    });
+    let refused = tokens.as_ref().map(TokenSource::refused);
     let agent = sidecar.agent.as_ref().map(agent_at).transpose()?;
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
@@ -205,15 +185,6 @@ fn agent_at(address: &Address) -> Result<Endpoint, SidecarError> {
         Address::Unix(_) => address.to_string(),
     };
     Ok(Endpoint::from_shared(url)?)
-}
-
-/// How a client shows who it is.
-pub(super) fn credential(client: v1::ClientAuthentication) -> ClientCredential {
-    if client.client_secret.is_empty() {
-        ClientCredential::certificate(client.client_id)
-    } else {
-        ClientCredential::secret(client.client_id, client.client_secret)
-    }
 }
 
 const fn policy(policy: config::Policy) -> Policy {

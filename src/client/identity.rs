@@ -11,6 +11,7 @@ use v1::session_service_client::SessionServiceClient;
 
 use super::retry::{Failed, Retriable, Retries, RetrySettings};
 use super::transport::Transport;
+use super::watch::moment;
 use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::secret::SecretText;
@@ -210,10 +211,14 @@ impl From<v1::TokenSet> for Tokens {
         Self {
             access_token: SecretText::new(set.access_token),
             expires_in: Duration::from_secs(set.expires_in_seconds.into()),
-            access_token_expires: set.access_token_expire_time.and_then(moment).unwrap_or_default(),
+            access_token_expires: set
+                .access_token_expire_time
+                .as_ref()
+                .and_then(moment)
+                .unwrap_or_default(),
             refresh_token: (!refresh.is_empty()).then(|| SecretText::new(refresh)),
-            refresh_token_expires: set.refresh_token_expire_time.and_then(moment),
-            session_expires: set.session_expire_time.and_then(moment),
+            refresh_token_expires: set.refresh_token_expire_time.as_ref().and_then(moment),
+            session_expires: set.session_expire_time.as_ref().and_then(moment),
             session_id: set.session_id,
             scopes: set.scopes,
             audiences: set.audiences,
@@ -499,10 +504,4 @@ fn request<Q>(message: Q, left: Duration) -> Request<Q> {
     let mut request = Request::new(message);
     request.set_timeout(left);
     request
-}
-
-fn moment(timestamp: prost_types::Timestamp) -> Option<Timestamp> {
-    let millis = u64::try_from(timestamp.nanos).ok()? / 1_000_000;
-    let seconds = u64::try_from(timestamp.seconds).ok()?;
-    Some(Timestamp::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
 }

@@ -252,6 +252,16 @@ impl TokenSource {
         self.0.held.store(None);
     }
 
+    /// For [`WatchSettings`](super::watch::WatchSettings): [`TokenSource::forget`], with the renewal begun at
+    /// once, and not with the next try to follow, which would be refused, too.
+    pub fn refused(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let source = self.clone();
+        Arc::new(move || {
+            source.forget();
+            drop(source.current());
+        })
+    }
+
     /// Goes on with the tokens of a new login, that the keeper has kept.
     pub fn restart(&self, tokens: &Tokens) {
         let asked_at = self.0.clock.now();

@@ -73,7 +73,7 @@ pub struct WatchSettings {
     /// The credential, when it is not the certificate.
     pub authorization: Option<Authorization>,
     /// Told when the server does not take the credential any more, so that the next one is new
-    /// ([`TokenSource::forget`](crate::client::token_source::TokenSource::forget)). Who revokes everything
+    /// ([`TokenSource::refused`](crate::client::token_source::TokenSource::refused)). Who revokes everything
     /// revokes the tokens of watchers, too.
     pub refused: Option<Arc<dyn Fn() + Send + Sync>>,
     /// The most entries to hold. What comes over it is left out, and the server has to be asked about

@@ -54,10 +54,9 @@ impl Verifier {
         );
         let first = tokio::time::timeout(FIRST_TOKEN, source.token()).await;
         first.map_err(|_| ConnectError::Timeout)??;
-        let (authorization, refused) = (source.authorization(), source.clone());
         settings.watch.replicas = Some(replicas.endpoints());
-        settings.watch.authorization = Some(authorization);
-        settings.watch.refused = Some(Arc::new(move || refused.forget()));
+        settings.watch.authorization = Some(source.authorization());
+        settings.watch.refused = Some(source.refused());
         let verifier = Self::start(settings, clock, entropy, Some(Arc::new(identity)));
         verifier.keep(tokio::spawn(async move { source.keep_fresh().await }).abort_handle());
         Ok(verifier)

@@ -332,7 +332,7 @@ async fn a_verifier_whose_own_token_was_revoked_gets_another_and_goes_on() {
     source.token().await.expect("a token");
     let mut settings = scene.settings(scene.server.grpc);
     settings.watch.authorization = Some(source.authorization());
-    settings.watch.refused = Some(Arc::new(move || source.forget()));
+    settings.watch.refused = Some(source.refused());
     let verifier = start(settings, None).await;
     for _ in 0..3 {
         // Which it has is what it could not have without another token.
