@@ -120,7 +120,7 @@ fn as_of_is_the_moment_before_the_proof() {
 
 #[test]
 fn as_of_freezes_when_cut_off() {
-    let scope = Scope { cuts: 1, ..watched() };
+    let scope = Scope { revokes: 1, cuts: 1, ..watched() };
     let rules = Rules { frozen_when_cut: false, ..AVOUCH };
     finds("as_of goes on when cut off", &[AS_OF_REPLICA, AS_OF_VERIFIER], scope, rules);
 }
@@ -133,7 +133,7 @@ fn a_heartbeat_vouches_for_what_was_sent() {
 
 #[test]
 fn a_replica_starts_from_what_is_stored_now() {
-    let scope = Scope { crashes: 1, ..watched() };
+    let scope = Scope { revokes: 1, crashes: 1, ..watched() };
     let rules = Rules { load_is_current: false, ..AVOUCH };
     finds("started from an old member", &[HERE], scope, rules);
 }
