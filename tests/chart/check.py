@@ -50,7 +50,8 @@ LEFT_OUT = {"audit.output", "password.blocklist_file"}
 # What the chart says itself, of what other values say, and no setting may change.
 OWN = {
     "issuer.audience", "issuer.url", "keys.encryption_key_file", "limits.max_connections",
-    "password.memory_kib", "password.pepper_file", "password.workers", "server.drain_timeout",
+    "password.memory_kib", "password.pepper_file", "password.workers", "server.drain_delay",
+    "server.drain_timeout",
     "server.listen", "server.ops_listen", "server.plaintext_mesh", "server.public_listen",
     "store.cache_bytes", "store.path", "tls.cert_file", "tls.client_auth", "tls.client_ca_file",
     "tls.key_file",
@@ -331,9 +332,11 @@ class Chart(unittest.TestCase):
         values = changed(profile("cert-manager"), "shutdown", {"delaySeconds": 7, "drainSeconds": 90})
         objects = render(values)
         pod = one(objects, "StatefulSet")["spec"]["template"]["spec"]
+        server = tomllib.loads(config(objects))["server"]
+        self.assertEqual((server["drain_delay"], server["drain_timeout"]), ("7s", "90s"))
         self.assertEqual(pod["terminationGracePeriodSeconds"], 7 + 90 + 10)
-        self.assertEqual(pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"], 7)
-        self.assertEqual(tomllib.loads(config(objects))["server"]["drain_timeout"], "90s")
+        # The server waits by itself: a sleep before the signal would be waited for as well.
+        self.assertNotIn("lifecycle", pod["containers"][0])
 
     def test_another_configuration_is_another_pod_and_another_chart_version_is_not(self):
         base = profile("cert-manager")
@@ -610,20 +613,26 @@ class Program(unittest.TestCase):
                 made = json.loads(done.stdout)
                 self.assertEqual(made["client_id"], "orders-sidecar")
                 self.assertTrue(made["client_secret"])
+        # Told to stop it says so, and serves on for the delay, which a second signal ends.
+        server.send_signal(signal.SIGTERM)
+        self.wait_for(f"http://{addresses['ops']}/readyz", deadline, status=503)
+        self.wait_for(f"http://{addresses['public']}{path}", deadline)
         server.send_signal(signal.SIGTERM)
         self.assertEqual(server.wait(60), 0)
 
-    def wait_for(self, url, deadline):
-        """Until it answers 200."""
+    def wait_for(self, url, deadline, status=200):
+        """Until it answers with this status."""
         while True:
             try:
                 with urllib.request.urlopen(url, timeout=10) as answer:
-                    return answer.read()
+                    got = answer.status
             except urllib.error.HTTPError as error:
-                if time.monotonic() > deadline:
-                    raise
                 error.close()
-                time.sleep(0.05)
+                got = error.code
+            if got == status:
+                return
+            self.assertLess(time.monotonic(), deadline, f"{url} answers {got}")
+            time.sleep(0.05)
 
     def accepted(self, container, subcommand):
         """Whether the program knows every flag, the variables and the subcommand."""

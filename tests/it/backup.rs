@@ -900,7 +900,7 @@ async fn a_directory_keeps_the_newest_backups() {
 
     // One at a time: the other would write over the draft of the first.
     let taken = std::fs::File::open(backups.join(&lock)).unwrap();
-    rustix::fs::flock(&taken, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    rustix::fs::flock(&taken, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();
     let second = into(&url, &["--keep", "1"]);
     assert_eq!(second.status.code(), Some(1), "{}", said(&second));
     assert!(said(&second).contains("another command writes a backup"), "{}", said(&second));

@@ -12,7 +12,7 @@
 {{- define "avouch.config" -}}
 {{- $v := .Values -}}
 {{- $own := dict
-  "server" (dict "listen" "0.0.0.0:7700" "public_listen" "0.0.0.0:7701" "ops_listen" "0.0.0.0:7702" "drain_timeout" (printf "%ds" (int $v.shutdown.drainSeconds)))
+  "server" (dict "listen" "0.0.0.0:7700" "public_listen" "0.0.0.0:7701" "ops_listen" "0.0.0.0:7702" "drain_delay" (printf "%ds" (int $v.shutdown.delaySeconds)) "drain_timeout" (printf "%ds" (int $v.shutdown.drainSeconds)))
   "issuer" (dict "url" $v.issuer.url "audience" $v.issuer.audience)
   "store" (dict "path" "/var/lib/avouch/data" "cache_bytes" (printf "%sB" $v.store.cache))
   "keys" (dict "encryption_key_file" (printf "/etc/avouch/encryption/%s" $v.encryptionKey.secretKey))
