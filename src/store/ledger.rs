@@ -3,6 +3,7 @@
 //! Each verb is a decision: it reads records, asks a pure function of `domain`, and writes what that
 //! said. Whatever ends a token appends its event before the decision is over.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,7 +11,8 @@ use async_trait::async_trait;
 use super::backup::{Capture, CaptureError};
 use super::codec::{self, key};
 use super::engine::{
-    Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, TIME_KEY, Txn,
+    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
+    Rests, TIME_KEY, Txn, Value,
 };
 use super::{
     Changed, ClientChange, EntryObserver, Level, NewSession, Opened, Revoked, RingChange,
@@ -49,6 +51,9 @@ const MAX_SESSIONS_LOOKED_AT: usize = 2_000;
 /// restore, or tokens that were issued under a higher one would live on. It can be done 4,000 times.
 const RESTORE_STEPS: u32 = 1 << 20;
 
+/// How many sources are forgotten when the failures on an account are.
+const MAX_SOURCES_CLEARED: usize = 10_000;
+
 type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
@@ -75,6 +80,13 @@ impl<E: Engine> Ledger<E> {
         entry(revocation, commit)
     }
 
+    async fn ask<T: Send + 'static>(
+        &self,
+        query: impl Fn(&dyn Reads) -> Decided<T> + Send + Sync,
+    ) -> Decided<T> {
+        unbox(self.engine.read(&|reads| Ok(Box::new(query(reads)?))).await?)
+    }
+
     async fn decide<T: Send + 'static>(
         &self,
         now: Timestamp,
@@ -91,15 +103,21 @@ fn decision<T: Send + 'static>(
 ) -> Decision {
     Box::new(move |txn| {
         let answer = verb(txn)?;
-        let known = txn.get(TIME_KEY)?.map_or(Ok(0), |bytes| codec::read_number(&bytes))?;
-        if now.as_millis() >= known.saturating_add(TIME_GRAIN_MILLIS) {
+        // Nearly every decision finds it written by another, a moment ago.
+        if is_due(txn.peek(TIME_KEY)?, now)? && is_due(txn.get(TIME_KEY)?, now)? {
             txn.put(TIME_KEY.to_vec(), codec::write_number(now.as_millis()));
         }
         Ok(Box::new(answer))
     })
 }
 
-fn unbox<T: 'static>(answer: super::engine::Answer) -> Decided<T> {
+/// Whether the latest moment is to be written again.
+fn is_due(latest: Option<Value>, now: Timestamp) -> Decided<bool> {
+    let known = latest.map_or(Ok(0), |bytes| codec::read_number(&bytes))?;
+    Ok(now.as_millis() >= known.saturating_add(TIME_GRAIN_MILLIS))
+}
+
+fn unbox<T: 'static>(answer: Answer) -> Decided<T> {
     answer
         .downcast::<T>()
         .map(|answer| *answer)
@@ -131,16 +149,32 @@ fn read_epoch(bytes: Option<Vec<u8>>) -> Decided<Epoch> {
         .map_err(|_| StoreError::Corrupt("an epoch is out of range".to_owned()))
 }
 
-fn current_epochs(
-    get: impl Fn(&[u8]) -> Decided<Option<Vec<u8>>>,
-    client: &ClientId,
-    subject: &SubjectId,
-) -> Decided<Epochs> {
-    Ok(Epochs {
-        global: read_epoch(get(&key::epoch(&Level::Everything))?)?,
-        client: read_epoch(get(&key::client_epoch(client))?)?,
-        subject: read_epoch(get(&key::subject_epoch(subject))?)?,
-    })
+fn epoch_keys(client: &ClientId, subject: &SubjectId) -> [Vec<u8>; 3] {
+    [key::epoch(&Level::Everything), key::client_epoch(client), key::subject_epoch(subject)]
+}
+
+fn read_epochs(found: Vec<Option<Value>>) -> Decided<Epochs> {
+    let mut found = found.into_iter();
+    let mut next = || read_epoch(found.next().flatten());
+    Ok(Epochs { global: next()?, client: next()?, subject: next()? })
+}
+
+fn current_epochs(reads: &dyn Reads, client: &ClientId, subject: &SubjectId) -> Decided<Epochs> {
+    read_epochs(reads.get_many(&epoch_keys(client, subject), Rests::OnAll)?)
+}
+
+/// The epochs before this decision.
+fn get_epochs(txn: &Txn<'_>, client: &ClientId, subject: &SubjectId) -> Decided<Epochs> {
+    read_epochs(txn.get_committed(&epoch_keys(client, subject), Rests::OnAll)?)
+}
+
+fn session_in(reads: &dyn Reads, id: SessionId) -> Decided<Option<Session>> {
+    reads.get(&key::session(id))?.map(|bytes| codec::read_session(id, &bytes)).transpose()
+}
+
+fn user_in(reads: &dyn Reads, subject: &SubjectId) -> Decided<Option<User>> {
+    let found = reads.get(&key::user(subject))?;
+    found.map(|bytes| codec::read_user(subject.clone(), &bytes)).transpose()
 }
 
 fn get_session(txn: &Txn<'_>, id: SessionId) -> Decided<Option<Session>> {
@@ -274,8 +308,7 @@ impl<E: Engine> Store for Ledger<E> {
         let (opened, _) = self
             .decide(now, move |txn| {
                 let session = &new.session;
-                let current =
-                    current_epochs(|key| txn.get(key), &session.client, &session.subject)?;
+                let current = get_epochs(txn, &session.client, &session.subject)?;
                 if current != session.epochs {
                     return Ok(Opened::Stale);
                 }
@@ -316,8 +349,7 @@ impl<E: Engine> Store for Ledger<E> {
                 let Some(session) = get_session(txn, presented.session)? else {
                     return Ok(Rotation::Unknown);
                 };
-                let current =
-                    current_epochs(|key| txn.get(key), &session.client, &session.subject)?;
+                let current = get_epochs(txn, &session.client, &session.subject)?;
                 Ok(match decide_rotation(&session, &presented, &rules, &current, now) {
                     RotationDecision::Rotate(mut next) => {
                         if let Some(device) = &device {
@@ -358,8 +390,7 @@ impl<E: Engine> Store for Ledger<E> {
         let (decided, commit) = self
             .decide(now, move |txn| {
                 let Some(session) = get_session(txn, id)? else { return Ok(None) };
-                let current =
-                    current_epochs(|key| txn.get(key), &session.client, &session.subject)?;
+                let current = get_epochs(txn, &session.client, &session.subject)?;
                 let over = match session.state_at(&current, now) {
                     SessionState::Revoked => true,
                     SessionState::Expired => now >= session.forgettable_at(),
@@ -401,34 +432,67 @@ impl<E: Engine> Store for Ledger<E> {
         entry(revocation, commit)
     }
 
-    fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Decided<Epochs> {
-        current_epochs(|key| self.engine.get(key), client, subject)
+    async fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Decided<Epochs> {
+        self.ask(|reads| current_epochs(reads, client, subject)).await
     }
 
-    fn subject_epoch(&self, subject: &SubjectId) -> Decided<Epoch> {
-        read_epoch(self.engine.get(&key::subject_epoch(subject))?)
+    async fn subject_epoch(&self, subject: &SubjectId) -> Decided<Epoch> {
+        self.ask(|reads| read_epoch(reads.get(&key::subject_epoch(subject))?)).await
     }
 
-    fn find_session(&self, id: SessionId) -> Decided<Option<Session>> {
-        self.engine.get(&key::session(id))?.map(|bytes| codec::read_session(id, &bytes)).transpose()
+    async fn find_session(&self, id: SessionId) -> Decided<Option<Session>> {
+        self.ask(|reads| session_in(reads, id)).await
     }
 
-    fn sessions_of(
+    async fn find_session_and_epochs(&self, id: SessionId) -> Decided<Option<(Session, Epochs)>> {
+        self.ask(|reads| {
+            let Some(session) = session_in(reads, id)? else { return Ok(None) };
+            let epochs = current_epochs(reads, &session.client, &session.subject)?;
+            Ok(Some((session, epochs)))
+        })
+        .await
+    }
+
+    async fn recall_session(&self, id: SessionId) -> Decided<Option<Session>> {
+        let query = |reads: &dyn Reads| Ok(Box::new(session_in(reads, id)?) as Answer);
+        unbox(self.engine.recall(&query).await?)
+    }
+
+    async fn sessions_of(
         &self,
         subject: &SubjectId,
         after: Option<&Session>,
         limit: usize,
-    ) -> Decided<Vec<Session>> {
+    ) -> Decided<Vec<(Session, Epochs)>> {
         let mut range = KeyRange::prefix(&key::sessions_of(subject));
         if let Some(after) = after {
             range.end = Some(key::session_of(after));
         }
-        let mut sessions = Vec::new();
-        for (at, _) in self.engine.scan(&range, Order::Descending, limit)? {
+        self.ask(|reads| {
+            let mut ids = Vec::new();
+            for (at, _) in reads.scan(&range, Order::Descending, limit)? {
+                ids.push(SessionId::from_bytes(array_in_key(&at)?));
+            }
+            let keys: Vec<_> = ids.iter().map(|id| key::session(*id)).collect();
+            let mut known = HashMap::new();
+            let mut sessions = Vec::with_capacity(ids.len());
             // A session may go between the two reads.
-            sessions.extend(self.find_session(SessionId::from_bytes(array_in_key(&at)?))?);
-        }
-        Ok(sessions)
+            for (id, bytes) in ids.into_iter().zip(reads.get_many(&keys, Rests::OnAll)?) {
+                let Some(bytes) = bytes else { continue };
+                let session = codec::read_session(id, &bytes)?;
+                let epochs = match known.get(&session.client) {
+                    Some(epochs) => *epochs,
+                    None => {
+                        let epochs = current_epochs(reads, &session.client, &session.subject)?;
+                        known.insert(session.client.clone(), epochs);
+                        epochs
+                    }
+                };
+                sessions.push((session, epochs));
+            }
+            Ok(sessions)
+        })
+        .await
     }
 
     async fn create_user(&self, user: User, now: Timestamp) -> Decided<bool> {
@@ -551,26 +615,25 @@ impl<E: Engine> Store for Ledger<E> {
         revoked(decided, commit)
     }
 
-    fn find_user(&self, subject: &SubjectId) -> Decided<Option<User>> {
-        self.engine
-            .get(&key::user(subject))?
-            .map(|bytes| codec::read_user(subject.clone(), &bytes))
-            .transpose()
+    async fn find_user(&self, subject: &SubjectId) -> Decided<Option<User>> {
+        self.ask(|reads| user_in(reads, subject)).await
     }
 
-    fn find_user_by_name(&self, username: &str) -> Decided<Option<User>> {
-        match self.engine.get(&key::username(username))? {
+    async fn find_user_by_name(&self, username: &str) -> Decided<Option<User>> {
+        self.ask(|reads| match reads.get(&key::username(username))? {
             None => Ok(None),
-            Some(subject) => self.find_user(&id_in_key(&subject, 0)?),
-        }
+            Some(subject) => user_in(reads, &id_in_key(&subject, 0)?),
+        })
+        .await
     }
 
-    fn users(&self, after: Option<&SubjectId>, limit: usize) -> Decided<Vec<User>> {
-        self.engine
-            .scan(&page(b'u', after.map(SubjectId::as_str)), Order::Ascending, limit)?
-            .iter()
-            .map(|(at, bytes)| codec::read_user(id_in_key(at, 1)?, bytes))
-            .collect()
+    async fn users(&self, after: Option<&SubjectId>, limit: usize) -> Decided<Vec<User>> {
+        let range = page(b'u', after.map(SubjectId::as_str));
+        self.ask(|reads| {
+            let found = reads.scan(&range, Order::Ascending, limit)?;
+            found.iter().map(|(at, bytes)| codec::read_user(id_in_key(at, 1)?, bytes)).collect()
+        })
+        .await
     }
 
     async fn create_client(&self, client: Client, now: Timestamp) -> Decided<bool> {
@@ -645,39 +708,46 @@ impl<E: Engine> Store for Ledger<E> {
         revoked(decided, commit)
     }
 
-    fn find_client(&self, id: &ClientId) -> Decided<Option<Client>> {
-        self.engine
-            .get(&key::client(id))?
-            .map(|bytes| codec::read_client(id.clone(), &bytes))
-            .transpose()
+    async fn find_client(&self, id: &ClientId) -> Decided<Option<Client>> {
+        self.ask(|reads| {
+            reads
+                .get(&key::client(id))?
+                .map(|bytes| codec::read_client(id.clone(), &bytes))
+                .transpose()
+        })
+        .await
     }
 
-    fn clients(&self, after: Option<&ClientId>, limit: usize) -> Decided<Vec<Client>> {
-        self.engine
-            .scan(&page(b'c', after.map(ClientId::as_str)), Order::Ascending, limit)?
-            .iter()
-            .map(|(at, bytes)| codec::read_client(id_in_key(at, 1)?, bytes))
-            .collect()
+    async fn clients(&self, after: Option<&ClientId>, limit: usize) -> Decided<Vec<Client>> {
+        let range = page(b'c', after.map(ClientId::as_str));
+        self.ask(|reads| {
+            let found = reads.scan(&range, Order::Ascending, limit)?;
+            found.iter().map(|(at, bytes)| codec::read_client(id_in_key(at, 1)?, bytes)).collect()
+        })
+        .await
     }
 
-    fn ring(&self) -> Decided<StoredRing> {
-        let all =
-            |kind: u8| self.engine.scan(&KeyRange::prefix(&[kind]), Order::Ascending, usize::MAX);
-        // The version first: if the ring changes meanwhile, a change by this version conflicts.
-        let version =
-            self.engine.get(codec::RING_KEY)?.map_or(Ok(0), |bytes| codec::read_number(&bytes))?;
-        let keys = all(b'k')?
-            .iter()
-            .map(|(at, bytes)| codec::read_key(id_in_key(at, 1)?, bytes))
-            .collect::<Decided<_>>()?;
-        let mac_keys = all(b'h')?
-            .iter()
-            .map(|(at, bytes)| {
-                let id = MacKeyId(u32::from_be_bytes(array_in_key(at)?));
-                codec::read_mac_key(id, bytes)
-            })
-            .collect::<Decided<_>>()?;
-        Ok(StoredRing { version, keys, mac_keys })
+    async fn ring(&self) -> Decided<StoredRing> {
+        self.ask(|reads| {
+            let all =
+                |kind: u8| reads.scan(&KeyRange::prefix(&[kind]), Order::Ascending, usize::MAX);
+            // The version first: if the ring changes meanwhile, a change by this version conflicts.
+            let version =
+                reads.get(codec::RING_KEY)?.map_or(Ok(0), |bytes| codec::read_number(&bytes))?;
+            let keys = all(b'k')?
+                .iter()
+                .map(|(at, bytes)| codec::read_key(id_in_key(at, 1)?, bytes))
+                .collect::<Decided<_>>()?;
+            let mac_keys = all(b'h')?
+                .iter()
+                .map(|(at, bytes)| {
+                    let id = MacKeyId(u32::from_be_bytes(array_in_key(at)?));
+                    codec::read_mac_key(id, bytes)
+                })
+                .collect::<Decided<_>>()?;
+            Ok(StoredRing { version, keys, mac_keys })
+        })
+        .await
     }
 
     async fn change_ring(
@@ -773,20 +843,30 @@ impl<E: Engine> Store for Ledger<E> {
         source: Option<[u8; 8]>,
         now: Timestamp,
     ) -> Decided<()> {
-        self.decide(now, move |txn| {
-            match source {
-                Some(source) => txn.delete(key::attempts(account, source)),
-                None => {
-                    let range = KeyRange::prefix(&key::attempts_on(account));
-                    for (at, _) in txn.scan_committed(&range, Order::Ascending, 10_000)? {
-                        txn.delete(at);
-                    }
-                }
+        if let Some(source) = source {
+            let forget = move |txn: &mut Txn<'_>| {
+                txn.delete(key::attempts(account, source));
+                Ok(())
+            };
+            return self.decide(now, forget).await.map(|((), _)| ());
+        }
+        let mut left = MAX_SOURCES_CLEARED;
+        loop {
+            let limit = left.min(self.engine.sweeps_at_once());
+            let forget = move |txn: &mut Txn<'_>| {
+                let range = KeyRange::prefix(&key::attempts_on(account));
+                let found =
+                    txn.scan_committed(&range, Order::Ascending, limit, Rests::OnNothing)?;
+                let count = found.len();
+                found.into_iter().for_each(|(at, _)| txn.delete(at));
+                Ok(count)
+            };
+            let (count, _) = self.decide(now, forget).await?;
+            left -= count;
+            if count < limit || left == 0 {
+                return Ok(());
             }
-            Ok(())
-        })
-        .await?;
-        Ok(())
+        }
     }
 
     fn events_after(&self, after: Revision, limit: usize) -> Decided<Vec<Entry>> {
@@ -804,19 +884,34 @@ impl<E: Engine> Store for Ledger<E> {
     }
 
     async fn sweep(&self, limit: usize, now: Timestamp) -> Decided<Swept> {
-        let sweep = decision(now, move |txn| {
-            Ok(Swept {
-                sessions: sweep_sessions(txn, limit, now)?,
-                events: sweep_events(txn, limit, now)?,
-                attempts: sweep_attempts(txn, limit, now)?,
-                more: false,
-            })
-        });
-        let (answer, _) = self.engine.commit_freeing(sweep).await?;
-        let mut swept: Swept = unbox(answer)?;
-        let full = |count: u32| usize::try_from(count).is_ok_and(|count| count >= limit);
-        swept.more = full(swept.sessions) || full(swept.events) || full(swept.attempts);
-        Ok(swept)
+        let at_once = limit.min(self.engine.sweeps_at_once());
+        let mut swept = Swept::default();
+        loop {
+            let sweep = decision(now, move |txn| {
+                Ok(Swept {
+                    sessions: sweep_sessions(txn, at_once, now)?,
+                    events: sweep_events(txn, limit, at_once, now)?,
+                    attempts: sweep_attempts(txn, at_once, now)?,
+                    more: false,
+                })
+            });
+            let (answer, _) = self.engine.commit_freeing(sweep).await?;
+            let now_swept: Swept = unbox(answer)?;
+            swept.sessions += now_swept.sessions;
+            swept.events += now_swept.events;
+            swept.attempts += now_swept.attempts;
+            let reaches =
+                |limit: usize, count: u32| usize::try_from(count).is_ok_and(|count| count >= limit);
+            let any_reaches = |limit: usize, swept: &Swept| {
+                [swept.sessions, swept.events, swept.attempts]
+                    .into_iter()
+                    .any(|count| reaches(limit, count))
+            };
+            swept.more = any_reaches(at_once, &now_swept);
+            if !swept.more || any_reaches(limit, &swept) {
+                return Ok(swept);
+            }
+        }
     }
 
     fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
@@ -852,6 +947,9 @@ impl<E: Engine> Store for Ledger<E> {
 }
 
 /// The oldest live session of the subject of `new`, if it has `max` live ones already.
+///
+/// It rests on no session having been added. That one of those it looked at has ended meanwhile does
+/// not matter: what is over does not come to life again, so there is no more than `max` in any case.
 fn oldest_beyond(
     txn: &Txn<'_>,
     new: &Session,
@@ -866,40 +964,61 @@ fn oldest_beyond(
     let mut looked_at = 0_usize;
     // Sessions that are over stand in the index until they are swept, and may fill whole pages of it.
     loop {
-        let found = txn.scan_committed(&range, Order::Descending, page)?;
+        let found = txn.scan_committed(&range, Order::Descending, page, Rests::OnAdditions)?;
         if looked_at == 0 && found.len() < max {
             return Ok(None);
         }
-        for (at, _) in &found {
-            let id = SessionId::from_bytes(array_in_key(at)?);
+        for session in look_at(txn, &found)? {
             // The subject's epoch is the same for each; the client's may not be.
-            if let Some(session) = get_session(txn, id)? {
-                let current = if session.client == new.client {
-                    *current
-                } else {
-                    current_epochs(|key| txn.get(key), &session.client, &session.subject)?
-                };
-                if session.state_at(&current, now) == SessionState::Active {
-                    live.push(session);
-                }
+            let current = if session.client == new.client {
+                *current
+            } else {
+                let keys = epoch_keys(&session.client, &session.subject);
+                read_epochs(txn.get_committed(&keys, Rests::OnNothing)?)?
+            };
+            if session.state_at(&current, now) == SessionState::Active {
+                live.push(session.id);
             }
         }
         looked_at = looked_at.saturating_add(found.len());
         let exhausted = found.len() < page || looked_at >= MAX_SESSIONS_LOOKED_AT;
         if live.len() >= max || exhausted {
-            return Ok(if live.len() >= max { live.pop() } else { None });
+            let oldest = if live.len() >= max { live.pop() } else { None };
+            // Once more, for it is going to be written.
+            return oldest.map_or(Ok(None), |id| get_session(txn, id));
         }
         range.end = found.into_iter().next_back().map(|(at, _)| at);
     }
 }
 
+/// The sessions that these entries of an index name.
+fn look_at(txn: &Txn<'_>, found: &[(Vec<u8>, Value)]) -> Decided<Vec<Session>> {
+    let ids = found
+        .iter()
+        .map(|(at, _)| Ok(SessionId::from_bytes(array_in_key(at)?)))
+        .collect::<Decided<Vec<_>>>()?;
+    let keys: Vec<_> = ids.iter().map(|id| key::session(*id)).collect();
+    let records = txn.get_committed(&keys, Rests::OnNothing)?;
+    let sessions = ids.into_iter().zip(records);
+    sessions.filter_map(|(id, bytes)| Some(codec::read_session(id, &bytes?))).collect()
+}
+
+/// It rests on the sessions that it looks at, and not on what is due: to sweep an entry that another
+/// has swept already changes nothing.
 fn sweep_sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
+    let due = txn.scan_committed(&due_by(b'x', now), Order::Ascending, limit, Rests::OnNothing)?;
+    let mut keys = Vec::with_capacity(due.len());
+    for (at, _) in &due {
+        keys.push(key::session(SessionId::from_bytes(array_in_key(at)?)));
+    }
+    let sessions = txn.get_committed(&keys, Rests::OnAll)?;
     let mut removed = 0;
-    for (at, _) in txn.scan_committed(&due_by(b'x', now), Order::Ascending, limit)? {
+    for ((at, _), bytes) in due.into_iter().zip(sessions) {
         let id = SessionId::from_bytes(array_in_key(&at)?);
         txn.delete(at);
         removed += 1;
-        let Some(session) = get_session(txn, id)? else { continue };
+        let Some(bytes) = bytes else { continue };
+        let session = codec::read_session(id, &bytes)?;
         // A revoked one stays until its absolute end, so that reuse of its tokens is still told
         // apart from tokens that never were.
         let over = if session.revoked.is_some() { session.expires_at } else { session.ends_at() };
@@ -914,12 +1033,18 @@ fn sweep_sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u3
     Ok(removed)
 }
 
-fn sweep_events(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
+/// Looks at the `limit` oldest events, and removes up to `at_once` of them.
+fn sweep_events(txn: &mut Txn<'_>, limit: usize, at_once: usize, now: Timestamp) -> Decided<u32> {
+    let log = KeyRange::prefix(b"e");
     let mut removed = 0;
-    for (at, bytes) in txn.scan_committed(&KeyRange::prefix(b"e"), Order::Ascending, limit)? {
+    // An event never changes, and once it has expired it stays so.
+    for (at, bytes) in txn.scan_committed(&log, Order::Ascending, limit, Rests::OnNothing)? {
         let event = codec::read_event(&bytes)?;
         if now < event.expires_at() {
             continue;
+        }
+        if usize::try_from(removed).is_ok_and(|removed| removed >= at_once) {
+            break;
         }
         if let Event::Revocation(Revocation { target: Target::Token { id, .. }, .. }) = &event {
             txn.delete(key::revoked_token(*id));
@@ -931,22 +1056,28 @@ fn sweep_events(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32>
 }
 
 fn sweep_attempts(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
+    let due = txn.scan_committed(&due_by(b'z', now), Order::Ascending, limit, Rests::OnNothing)?;
+    let mut sources = Vec::with_capacity(due.len());
+    for (at, _) in &due {
+        let both: [u8; 16] = array_in_key(at)?;
+        let (mut account, mut source) = ([0; 8], [0; 8]);
+        account.copy_from_slice(&both[..8]);
+        source.copy_from_slice(&both[8..]);
+        sources.push((account, source));
+    }
+    let keys: Vec<_> =
+        sources.iter().map(|(account, source)| key::attempts(*account, *source)).collect();
+    let records = txn.get_committed(&keys, Rests::OnAll)?;
     let mut removed = 0;
-    for (at, _) in txn.scan_committed(&due_by(b'z', now), Order::Ascending, limit)? {
-        let due: [u8; 16] = array_in_key(&at)?;
+    for (((at, _), (account, source)), bytes) in due.into_iter().zip(sources).zip(records) {
         txn.delete(at);
         removed += 1;
-        let mut account = [0; 8];
-        let mut source = [0; 8];
-        account.copy_from_slice(&due[..8]);
-        source.copy_from_slice(&due[8..]);
-        let record = key::attempts(account, source);
-        let Some(bytes) = txn.get(&record)? else { continue };
+        let Some(bytes) = bytes else { continue };
         let attempts = codec::read_attempts(&bytes)?;
         if now < attempts.expires_at {
             txn.put(key::attempts_due(attempts.expires_at, account, source), Vec::new());
         } else {
-            txn.delete(record);
+            txn.delete(key::attempts(account, source));
         }
     }
     Ok(removed)
