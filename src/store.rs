@@ -23,6 +23,7 @@ pub mod backup;
 pub mod check;
 pub mod codec;
 pub mod engine;
+pub mod etcd;
 pub mod fault;
 mod group;
 pub mod ledger;
@@ -83,6 +84,24 @@ pub enum OpenError {
     Damaged {
         /// The directory or the file.
         path: String,
+        /// What does not match.
+        what: String,
+    },
+    /// Nobody answers there, or nobody lets us in.
+    #[error("cannot use {place}: {what}")]
+    Unreachable {
+        /// The members and the prefix.
+        place: String,
+        /// What went wrong.
+        what: String,
+    },
+    /// It is not what it was when something in it was acknowledged.
+    #[error(
+        "{place} was restored or replaced: {what}; avouch does not start on it, because a lost revocation would make a revoked token good again. Restore a backup of avouch into it, or adopt it as it is, which revokes everything that was issued"
+    )]
+    Replaced {
+        /// The members and the prefix.
+        place: String,
         /// What does not match.
         what: String,
     },

@@ -307,7 +307,7 @@ impl<E: Engine> Store for Ledger<E> {
         now: Timestamp,
     ) -> Decided<()> {
         let verb = move |txn: &mut Txn<'_>| users::rehash(txn, &subject, &from, &to);
-        Ok(self.decide(now, verb).await?.0)
+        self.decide(now, verb).await.map(|((), _)| ())
     }
 
     async fn delete_user(
@@ -404,7 +404,7 @@ impl<E: Engine> Store for Ledger<E> {
 
     async fn undo_attempt(&self, account: [u8; 8], source: [u8; 8], now: Timestamp) -> Decided<()> {
         let verb = move |txn: &mut Txn<'_>| attempts::undo(txn, account, source, now);
-        Ok(self.decide(now, verb).await?.0)
+        self.decide(now, verb).await.map(|((), _)| ())
     }
 
     async fn clear_attempts(
@@ -418,7 +418,7 @@ impl<E: Engine> Store for Ledger<E> {
                 txn.delete(key::attempts(account, source));
                 Ok(())
             };
-            return Ok(self.decide(now, forget).await?.0);
+            return self.decide(now, forget).await.map(|((), _)| ());
         }
         let mut left = MAX_SOURCES_CLEARED;
         loop {
