@@ -37,6 +37,8 @@ use tonic::transport::Endpoint;
 use super::harness::{NOW, Server, bearer, options, reason, rounds, sled};
 use super::process::{self, PATIENCE, Process};
 
+mod killed;
+
 const KEY: &str = super::harness::ENCRYPTION_KEY;
 
 /// A backup that `token` may make, in its messages.
@@ -288,6 +290,22 @@ async fn a_backup_with_any_byte_changed_or_missing_is_refused_and_leaves_nothing
         if at % 500 == 0 {
             assert!(restore(&bad, &new).await.is_err(), "byte {at}");
             assert!(untouched(&new), "byte {at}");
+        }
+    }
+    // Cut off at any byte, and said so. What lacks its first eight may be anything.
+    let cut_off = |error: OfflineError, end: usize| {
+        let expected = if end < 8 { "it is no backup of avouch" } else { "it is cut off after" };
+        assert!(matches!(error, OfflineError::Damaged(_)), "byte {end}: {error:?}");
+        assert!(error.to_string().contains(expected), "byte {end}: {error}");
+    };
+    let shorter = std::fs::OpenOptions::new().write(true).open(&bad).unwrap();
+    std::fs::write(&bad, &whole).unwrap();
+    for end in (0..whole.len()).rev() {
+        shorter.set_len(end as u64).unwrap();
+        cut_off(verify(&bad).await.expect_err("cut off"), end);
+        if end % 500 == 0 {
+            cut_off(restore(&bad, &new).await.expect_err("cut off"), end);
+            assert!(untouched(&new), "byte {end}");
         }
     }
     let mut cut = 0;
