@@ -9,6 +9,7 @@ mod faults;
 mod full;
 mod fuse;
 mod image;
+mod runbook;
 mod server;
 mod trace;
 
