@@ -12,6 +12,7 @@ mod backup;
 mod beside;
 mod cli;
 mod client;
+mod clock;
 mod crash;
 mod disk;
 mod drain;
