@@ -14,7 +14,7 @@ use super::args::{Global, duration};
 use super::failure::Failure;
 use super::follow::{Update, follow};
 use super::output::Output;
-use super::table::printable;
+use super::table::{self, printable};
 use super::view;
 
 mod board;
@@ -60,7 +60,7 @@ impl Top {
             loop {
                 tokio::time::sleep(interval).await;
                 let now = self.look().await?;
-                out.record(&Board::between(&before, &now).json())?;
+                print(&Board::between(&before, &now), out)?;
                 if self.once {
                     return Ok(());
                 }
@@ -134,6 +134,18 @@ impl Top {
     }
 }
 
+/// Prints what one interval shows.
+fn print(board: &Board, out: &mut Output) -> Result<(), Failure> {
+    if out.is_json() {
+        return out.record(&board.json());
+    }
+    let warnings = board.warnings.iter().map(|what| format!("warning    {what}"));
+    let lines: Vec<String> = warnings.chain(board.lines()).collect();
+    out.text(&format!("{}\n\n", lines.join("\n")))?;
+    let rows: Vec<Vec<String>> = board.calls.iter().map(|call| call.row().to_vec()).collect();
+    out.text(&table::table(&board::HEADING, &rows))
+}
+
 /// Keys that were pressed, read by a thread of their own: reading blocks.
 fn keys() -> mpsc::UnboundedReceiver<Event> {
     let (pressed, keys) = mpsc::unbounded_channel();
@@ -185,12 +197,18 @@ fn take_in(state: &mut screen::State, news: News) {
             Update::Synced(revision, held) => {
                 state.stream = format!("synced at revision {revision}, {held} held");
             }
-            Update::Quiet(revision) => state.stream = format!("up to date at revision {revision}"),
+            Update::Quiet(revision) => state.stream = format!("at revision {revision}"),
             Update::Reset => state.stream = "the set starts anew".to_owned(),
             Update::Lost(why) => state.stream = format!("lost: {}", printable(&why)),
             Update::Revoked(revocations, arrived) => {
+                // RFC 3339; the day is known.
+                let arrived = arrived.to_string();
+                let time = arrived.get(11..23).unwrap_or(&arrived);
                 for event in &revocations {
-                    push(&mut state.revocations, &view::revocation(event), &arrived.to_string());
+                    push(&mut state.revocations, &view::revocation(event), time);
+                }
+                if let Some(last) = revocations.last() {
+                    state.stream = format!("at revision {}", last.revision);
                 }
             }
         },
@@ -199,11 +217,13 @@ fn take_in(state: &mut screen::State, news: News) {
 
 fn push(lines: &mut VecDeque<String>, value: &serde_json::Value, arrived: &str) {
     let text = |name: &str| value[name].as_str().map(printable);
-    let what = ["level", "reason", "token_id", "session_id", "subject", "client_id", "kid"]
+    let what = ["token_id", "session_id", "subject", "client_id", "kid"]
         .into_iter()
         .filter_map(text)
         .collect::<Vec<_>>();
-    lines.push_front(format!("{arrived}  {}", what.join("  ")));
+    let (level, reason) = (text("level").unwrap_or_default(), text("reason").unwrap_or_default());
+    // As wide as the longest word of each.
+    lines.push_front(format!("{arrived}  {level:10}  {reason:22}  {}", what.join("  ")));
     lines.truncate(KEPT);
 }
 
