@@ -150,6 +150,9 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         None => Pepper::default(),
         Some(path) => pepper(&read_secret_file(path)?).map_err(setting("password.pepper_file"))?,
     };
+    if config.store.url.is_some() {
+        return Err(setting("store.url")("this version keeps its state in a directory only"));
+    }
     // Only --dev goes without: then it is the public listener, once its port is known.
     let issuer = config.issuer.url.clone().unwrap_or_default();
     Ok(Options {

@@ -1,5 +1,7 @@
 //! What must fit together. Pure but for the looks at the files that a configuration names.
 
+pub(super) mod store;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -41,9 +43,7 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     numbers(config, errors);
     telemetry(config, errors);
     audit(config, errors);
-    if config.store.path.is_none() {
-        errors.push("", "store.path is missing: name the data directory");
-    }
+    store::check(config, errors);
     if !config.dev && config.keys.encryption_key_file.is_none() {
         errors.push("", "keys.encryption_key_file is missing: name a file with 32 random bytes in base64, made by: head -c 32 /dev/urandom | base64");
     }
@@ -68,6 +68,8 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
         ("keys.backup_key_file", &config.keys.backup_key_file),
         ("password.pepper_file", &config.password.pepper_file),
         ("tls.key_file", &config.tls.key_file),
+        ("etcd.key_file", &config.etcd.key_file),
+        ("etcd.password_file", &config.etcd.password_file),
     ] {
         if let Some(Err(error)) = path.as_deref().map(secret_file::check) {
             errors.push(key, error.to_string());
@@ -78,6 +80,8 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
         ("tls.client_ca_file", &config.tls.client_ca_file),
         ("audit.otlp_ca_file", &config.audit.otlp_ca_file),
         ("password.blocklist_file", &config.password.blocklist_file),
+        ("etcd.ca_file", &config.etcd.ca_file),
+        ("etcd.cert_file", &config.etcd.cert_file),
     ] {
         if let Some(path) = path
             && let Err(error) = std::fs::File::open(path)
