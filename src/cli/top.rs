@@ -261,11 +261,54 @@ avouch_store_queued 1
         assert_eq!((&call["per_second"], &call["not_ok_per_second"]), (&12.0.into(), &2.0.into()));
         // Within the bucket from 1 to 2 ms: half way, and 99 hundredths of it.
         assert_eq!((&call["p50_ms"], &call["p99_ms"]), (&1.5.into(), &1.99.into()));
-        assert_eq!(
-            (&json["watchers"]["open"], &json["watchers"]["lag"]),
-            (&3.0.into(), &7.0.into())
-        );
-        assert_eq!(json["store"]["queued"], 1.0);
+        assert_eq!((&json["watchers"]["open"], &json["watchers"]["lag"]), (&3.into(), &7.into()));
+        assert_eq!(json["store"]["queued"], 1);
+        assert_eq!(json["warnings"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn what_somebody_should_look_at_is_said_in_words() {
+        const WELL: &str = "avouch_feed_as_of_timestamp_seconds 7\n";
+        let warnings = |now: &str, seconds: u64| {
+            let (at, before) = (Instant::now(), Sample::parse(WELL));
+            let later = at + Duration::from_secs(seconds);
+            Board::between(&(before, at), &(Sample::parse(now), later)).warnings
+        };
+        for (now, part) in [
+            (WELL, "nothing fresh"),
+            ("avouch_store_low_space 1\n", "space is low"),
+            ("avouch_audit_down 1\n", "audit log is down"),
+            ("avouch_signing_keys{state=\"active\"} 0\n", "no key signs"),
+        ] {
+            let found = warnings(now, 2);
+            assert!(found.len() == 1 && found[0].contains(part), "{now}: {found:?}");
+        }
+        let well = "avouch_feed_as_of_timestamp_seconds 8\navouch_store_low_space 0\n\
+                    avouch_audit_down 0\navouch_signing_keys{state=\"active\"} 1\n";
+        assert!(warnings(well, 1).is_empty());
+        // Two looks one right after the other tell nothing of it.
+        assert!(warnings(WELL, 0).is_empty());
+    }
+
+    #[test]
+    fn a_small_terminal_shows_every_number_whole() {
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        let mut board = board();
+        let call = |board: Board| board.calls.into_iter().next().unwrap();
+        board.calls.extend((0..5).map(|_| call(self::board())));
+        // As long as they get on a busy server.
+        (board.revoked, board.live) = (12_345.6, 1_000_000.0);
+        (board.propagation_p50, board.propagation_p99) = (Some(123.45), Some(1234.56));
+        (board.commits, board.commit_p99, board.store_bytes) = (98_765.4, Some(4999.99), 5e11);
+        let lines = board.lines();
+        let state = screen::State { board: Some(board), ..screen::State::default() };
+        terminal.draw(|frame| screen::draw(frame, &state)).unwrap();
+        let text = terminal.backend().to_string();
+        for line in lines {
+            assert!(text.contains(&line), "{line} not in\n{text}");
+        }
+        assert_eq!(text.matches("Refresh").count(), 6, "{text}");
+        assert!(text.contains("revocations: --credentials"), "{text}");
     }
 
     #[test]
@@ -277,7 +320,7 @@ avouch_store_queued 1
         push(&mut state.revocations, &revoked, "12:00");
         terminal.draw(|frame| screen::draw(frame, &state)).unwrap();
         let text = terminal.backend().to_string();
-        for word in ["Refresh", "12.0", "1.99", "3 open", "lag 7", "12:00  session  s1"] {
+        for word in ["Refresh", "12.0", "1.99", "3 open", "7 revisions behind", "12:00  session "] {
             assert!(text.contains(word), "{word} not in\n{text}");
         }
         assert!(!text.contains('\u{1b}'));

@@ -227,7 +227,7 @@ impl Board {
                 self.watchers, self.lag, self.frames
             ),
             format!(
-                "revoked    {:.1}/s, {:.0} live; to the streams p50 {} p99 {}",
+                "revoked    {:.1}/s, {:.0} live; to streams p50 {} p99 {}",
                 self.revoked,
                 self.live,
                 millis(self.propagation_p50),
