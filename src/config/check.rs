@@ -42,8 +42,8 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     issuer(config, errors);
     numbers(config, errors);
     telemetry(config, errors);
-    audit(config, errors);
     store::check(config, errors);
+    audit(config, errors);
     if !config.dev && config.keys.encryption_key_file.is_none() {
         errors.push("", "keys.encryption_key_file is missing: name a file with 32 random bytes in base64, made by: head -c 32 /dev/urandom | base64");
     }

@@ -131,7 +131,7 @@ section! {
         backup_key_file: Option<PathBuf> = None,
         /// How new keys sign: ES256, EdDSA or RS256.
         algorithm: Algorithm = Algorithm::default(),
-        /// How long a key is published before it signs.
+        /// How long a key is published before it signs, at least: one is announced all the time.
         announce_for: Duration = secs(3_600),
         /// How long a key signs.
         rotate_every: Duration = secs(30 * 86_400),
