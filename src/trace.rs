@@ -35,13 +35,13 @@ impl Call {
     fn begin(&self, name: &'static str) -> Child {
         let (tracer, context) = &*self.0;
         let span = tracer.span_builder(name).start_with_context(tracer, context);
-        Child(Some((span, self.clone())))
+        Child(Some(Box::new((span, self.clone()))))
     }
 }
 
 /// A part of a call. It ends when it is dropped.
 #[must_use = "it ends when it is dropped"]
-pub struct Child(Option<(Span, Call)>);
+pub struct Child(Option<Box<(Span, Call)>>);
 
 /// Begins a part of the call that this task serves.
 pub fn child(name: &'static str) -> Child {
@@ -51,14 +51,14 @@ pub fn child(name: &'static str) -> Child {
 impl Child {
     /// Says something of it.
     pub fn set(&mut self, key: &'static str, value: &'static str) {
-        if let Some((span, _)) = &mut self.0 {
+        if let Some((span, _)) = self.0.as_deref_mut() {
             span.set_attribute(KeyValue::new(key, value));
         }
     }
 
     /// Says that it failed, and how.
     pub fn fail(&mut self, error: &'static str) {
-        if let Some((span, _)) = &mut self.0 {
+        if let Some((span, _)) = self.0.as_deref_mut() {
             span.set_attribute(KeyValue::new("error.type", error));
             span.set_status(Status::error(error));
         }
@@ -66,6 +66,6 @@ impl Child {
 
     /// Ends it and begins the next part of the same call, on whatever thread.
     pub fn then(self, name: &'static str) -> Self {
-        self.0.as_ref().map_or(Self(None), |(_, call)| call.begin(name))
+        self.0.as_deref().map_or(Self(None), |(_, call)| call.begin(name))
     }
 }
