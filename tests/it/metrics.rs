@@ -384,6 +384,8 @@ async fn each_number_is_what_happened() {
         ("avouch_revocations_total{level=\"session\"}", 2.0),
         ("avouch_revocations_live", 2.0),
         ("avouch_sessions_opened_total", 2.0),
+        // Counted before the first login.
+        ("avouch_sessions", 0.0),
         ("avouch_introspections_total{verdict=\"revoked\"}", 1.0),
         ("avouch_signing_keys{state=\"active\"}", 1.0),
         ("avouch_watchers", 2.0),
@@ -501,6 +503,64 @@ async fn the_alerts_and_the_dashboard_ask_for_what_is_exported() {
             let fine = fine || word.split('|').all(|word| words.contains(&word));
             assert!(fine || word.starts_with('$'), "{query}: {label} is never {word}");
         }
+    }
+}
+
+/// What is of the store and not of one replica: each shows all of it, so their sum is too much.
+const SHARED: [&str; 7] = [
+    "avouch_feed_revision",
+    "avouch_revocations_live",
+    "avouch_revocations_total",
+    "avouch_sessions",
+    "avouch_signing_keys",
+    "avouch_store_disk_bytes",
+    "avouch_store_free_bytes",
+];
+
+/// For each place where `name` stands, the innermost aggregation around it and what follows; empty
+/// where there is none.
+fn aggregations<'a>(expression: &'a str, name: &str) -> Vec<&'a str> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let operators = ["sum", "max", "min", "avg", "count", "histogram_quantile"];
+    let whole = |text: &str, at: usize, length: usize| {
+        !text[..at].ends_with(word) && !text[at + length..].starts_with(word)
+    };
+    let places = expression.match_indices(name).map(|(at, _)| at);
+    let around = |at: usize| {
+        let before = &expression[..at];
+        let starts = operators.iter().filter_map(|operator| {
+            let mut found = before.rmatch_indices(operator).map(|(at, _)| at);
+            found.find(|at| whole(before, *at, operator.len()))
+        });
+        starts.max().map_or("", |start| &before[start..])
+    };
+    places.filter(|at| whole(expression, *at, name.len())).map(around).collect()
+}
+
+#[test]
+fn nothing_sums_what_every_replica_shows_of_one_store() {
+    let dashboard = read("helm/avouch/files/dashboard.json");
+    let alerts = read("helm/avouch/files/alerts.yaml");
+    let expressions = dashboard.lines().chain(alerts.lines()).filter(|line| line.contains("expr"));
+    let mut seen = 0;
+    for line in expressions {
+        for how in SHARED.iter().flat_map(|name| aggregations(line, name)) {
+            seen += 1;
+            let apart = how.contains("instance") && how.contains("by (");
+            assert!(!how.starts_with("sum") || apart, "summed over replicas: {line}");
+        }
+    }
+    assert!(seen >= 6, "{seen}");
+    for (expression, how) in [
+        ("sum by (a) (max by (b) (rate(x_total{", vec!["max by (b) (rate("]),
+        (
+            "max(y) + sum(rate(x_total[5m])) + x_total",
+            vec!["sum(rate(", "sum(rate(x_total[5m])) + "],
+        ),
+        ("summary(x_total)", vec![""]),
+        ("sum(x_total_more)", vec![]),
+    ] {
+        assert_eq!(aggregations(expression, "x_total"), how, "{expression}");
     }
 }
 
