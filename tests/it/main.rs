@@ -9,6 +9,7 @@ mod alone;
 mod authenticate;
 mod backup;
 mod beside;
+mod bootstrap;
 mod cli;
 mod client;
 mod crash;
