@@ -46,7 +46,7 @@ FOREIGN = {
 }
 # Keys of the configuration that neither the chart sets nor `settings` takes: they name files that no
 # volume brings, or would take the audit log off the pod's output.
-LEFT_OUT = {"audit.output", "password.blocklist_file"}
+LEFT_OUT = {"audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output", "password.blocklist_file"}
 # What the chart says itself, of what other values say, and no setting may change.
 OWN = {
     "etcd.ca_file", "etcd.cert_file", "etcd.key_file", "etcd.password_file",

@@ -555,7 +555,7 @@ async fn a_backup_under_load_shows_one_moment() {
         let (mut before, mut after) = (0, 0);
         for writer in load {
             for (id, opened, revision, at) in writer.await.unwrap() {
-                let session = ledger.find_session(id).unwrap();
+                let session = ledger.find_session(id).await.unwrap();
                 if opened < began {
                     assert!(session.is_some(), "a session that was acknowledged is missing");
                 }

@@ -55,7 +55,7 @@ async fn replicas_that_start_at_once_register_the_given_client_once() {
         made += usize::from(first.admin_client.as_deref() == Some(&path));
     }
     assert_eq!(made, 1);
-    assert_eq!(bound.service.store().clients(None, 9).unwrap().len(), 1);
+    assert_eq!(bound.service.store().clients(None, 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn the_given_client_may_do_everything_and_later_starts_make_none() {
     let other = file(dir.path(), "other", SECRET);
     let later = given_credentials(&server.service, &other, Lifetimes::default()).await.unwrap();
     assert_eq!(later.admin_client, None);
-    assert_eq!(server.service.store().clients(None, 9).unwrap().len(), 1);
+    assert_eq!(server.service.store().clients(None, 9).await.unwrap().len(), 1);
     server.stop().await;
 }
 
@@ -105,6 +105,6 @@ async fn credentials_that_could_be_guessed_are_refused() {
     }
     let missing = dir.path().join("missing.json");
     assert!(given_credentials(&server.service, &missing, Lifetimes::default()).await.is_err());
-    assert!(server.service.store().clients(None, 9).unwrap().is_empty());
+    assert!(server.service.store().clients(None, 9).await.unwrap().is_empty());
     server.stop().await;
 }
