@@ -278,7 +278,10 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let bound = build(options(&config, encryption_key)?, deps).await?;
     let service = Arc::clone(&bound.service);
     let lifetimes = config.tokens.lifetimes();
-    let made = bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?;
+    let made = match &config.server.admin_client_file {
+        Some(path) => bootstrap::given_credentials(&service, path, lifetimes).await?,
+        None => bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?,
+    };
     let facts = Started {
         grpc: bound.grpc_address,
         public: bound.public_address,

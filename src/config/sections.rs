@@ -43,6 +43,9 @@ section! {
         /// With store.url, a directory for what this replica writes to files: addresses.json, and
         /// admin-client.json if it is the one that makes the first admin client.
         files_dir: PathBuf = "avouch-data".into(),
+        /// A file with the credentials of the first admin client, JSON with client_id and client_secret, which
+        /// the first start registers. Without it that start makes a secret and writes admin-client.json.
+        admin_client_file: Option<PathBuf> = None,
     }
 }
 

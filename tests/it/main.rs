@@ -10,6 +10,7 @@ mod audit;
 mod authenticate;
 mod backup;
 mod beside;
+mod bootstrap;
 mod cli;
 mod client;
 mod clock;
