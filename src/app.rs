@@ -492,6 +492,7 @@ impl Bound {
             Arc::clone(&self.metrics),
             self.sweep_interval,
         ));
+        background.spawn(tasks::count_sessions(Arc::clone(&service), Arc::clone(&self.metrics)));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
         background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
 

@@ -245,6 +245,7 @@ avouch_rpc_latency_seconds_bucket{le=\"+Inf\",method=\"Refresh\",code=\"OK\"} 20
 avouch_watchers 3
 avouch_watcher_lag_revisions 7
 avouch_store_queued 1
+avouch_sessions NaN
 ";
 
     fn board() -> Board {
@@ -263,6 +264,8 @@ avouch_store_queued 1
         assert_eq!((&call["p50_ms"], &call["p99_ms"]), (&1.5.into(), &1.99.into()));
         assert_eq!((&json["watchers"]["open"], &json["watchers"]["lag"]), (&3.into(), &7.into()));
         assert_eq!(json["store"]["queued"], 1);
+        // Not counted yet, which is not none.
+        assert_eq!(json["sessions"], serde_json::Value::Null);
         assert_eq!(json["warnings"], serde_json::json!([]));
     }
 

@@ -469,6 +469,11 @@ impl<E: Engine> Store for Ledger<E> {
         self.engine.head()
     }
 
+    async fn count_sessions(&self) -> Decided<u64> {
+        // Each session has one entry that says when to look at it.
+        self.engine.count(KeyRange::prefix(key::SESSIONS_DUE)).await
+    }
+
     /// A decision for each kind, and as many as it takes.
     async fn sweep(&self, limit: usize, now: Timestamp) -> Decided<Swept> {
         let at_once = limit.min(self.engine.sweeps_at_once());

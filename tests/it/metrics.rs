@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use avouch::metrics::agent::AgentMetrics;
+use avouch::metrics::sidecar::SidecarMetrics;
 use avouch::metrics::{
     Code, HashOutcome, KeyState, Level, Listener, Method, Outcome, Refusal, ReuseCause, Rotation,
     Swept, Verdict,
@@ -14,6 +16,7 @@ use avouch::pb::v1 as pb;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::revoke_request::Target;
 use avouch::pb::v1::watch_revocations_response::Frame;
+use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -163,18 +166,7 @@ fn labels_named(series: &str, label: &str) -> Option<String> {
 
 /// The part of `docs/metrics.md` that says what is exported.
 fn reference(scrape: &Scrape) -> String {
-    let mut text = String::from("| metric | type | labels | what |\n|---|---|---|---|\n");
-    for (name, family) in &scrape.0 {
-        let labels: Vec<_> = family
-            .labels
-            .iter()
-            .filter(|label| *label != "le")
-            .map(|label| format!("`{label}`"))
-            .collect();
-        let (kind, labels, help) = (&family.kind, labels.join(" "), &family.help);
-        let help = help.trim_end_matches('.');
-        writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").expect("written");
-    }
+    let mut text = table(scrape);
     text.push_str("\n| label | of | values |\n|---|---|---|\n");
     for (label, on, words) in known_labels() {
         let on = if on.ends_with('_') || on == "avouch_connections" {
@@ -187,6 +179,37 @@ fn reference(scrape: &Scrape) -> String {
         writeln!(text, "| `{label}` | `{on}` | {words} |").expect("written");
     }
     writeln!(text, "\nThere are never more than {} series.", bound(scrape)).expect("written");
+    for (title, other) in [
+        ("`avouch sidecar`", registered(|registry| _ = SidecarMetrics::register(registry))),
+        ("`avouch node-agent`", registered(|registry| _ = AgentMetrics::register(registry))),
+    ] {
+        write!(text, "\n## {title}\n\n{}", table(&other)).expect("written");
+    }
+    text
+}
+
+/// What a program exports that registers this.
+fn registered(register: impl Fn(&mut Registry)) -> Scrape {
+    let mut registry = Registry::default();
+    register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+    Scrape::parse(text.trim_end_matches("# EOF\n"))
+}
+
+fn table(scrape: &Scrape) -> String {
+    let mut text = String::from("| metric | type | labels | what |\n|---|---|---|---|\n");
+    for (name, family) in &scrape.0 {
+        let labels: Vec<_> = family
+            .labels
+            .iter()
+            .filter(|label| *label != "le")
+            .map(|label| format!("`{label}`"))
+            .collect();
+        let (kind, labels, help) = (&family.kind, labels.join(" "), &family.help);
+        let help = help.trim_end_matches('.');
+        writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").expect("written");
+    }
     text
 }
 
@@ -384,8 +407,6 @@ async fn each_number_is_what_happened() {
         ("avouch_revocations_total{level=\"session\"}", 2.0),
         ("avouch_revocations_live", 2.0),
         ("avouch_sessions_opened_total", 2.0),
-        // Counted before the first login.
-        ("avouch_sessions", 0.0),
         ("avouch_introspections_total{verdict=\"revoked\"}", 1.0),
         ("avouch_signing_keys{state=\"active\"}", 1.0),
         ("avouch_watchers", 2.0),
@@ -443,6 +464,34 @@ async fn each_number_is_what_happened() {
     };
     timeout(PATIENCE, gone).await.expect("watchers leave");
     run.process.kill().await;
+}
+
+#[tokio::test]
+async fn sessions_are_counted_when_the_server_starts() {
+    let home = tempfile::tempdir().expect("a directory");
+    let data = home.path().join("data");
+    let mut process = Process::start(&data, &[]);
+    let addresses = process.serving().await;
+    let cast = Cast::of(&data);
+    let login = || password_login(&cast.login, "ada", &cast.password);
+    for _ in 0..3 {
+        identity(&addresses).await.authenticate(login()).await.expect("in");
+    }
+    process.terminate();
+    assert!(process.end().await.status.success());
+    let mut process = Process::start(&data, &[]);
+    let addresses = process.serving().await;
+    let counted = async {
+        loop {
+            let count = scrape(&addresses).await.value("avouch_sessions");
+            if !count.is_nan() {
+                return count;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(timeout(PATIENCE, counted).await.expect("counted"), 3.0);
+    process.kill().await;
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Board {
     pub(super) calls: Vec<Call>,
     pub(super) rotated: f64,
     pub(super) retried: f64,
+    /// As they were counted last; none before that.
+    pub(super) sessions: Option<f64>,
     /// Since the start of the server.
     pub(super) reuses: f64,
     pub(super) hashes: f64,
@@ -146,6 +148,7 @@ impl Board {
             calls,
             rotated: refreshes("rotated"),
             retried: refreshes("retried"),
+            sessions: Some(level("avouch_sessions")).filter(|count| count.is_finite()),
             reuses: level("avouch_refresh_reuses_total"),
             hashes: hashes("done"),
             hashes_shed: hashes("shed") + hashes("shed_source"),
@@ -191,6 +194,7 @@ impl Board {
                 "retried_per_second": short(self.retried),
                 "reuses": whole(self.reuses),
             },
+            "sessions": self.sessions.map(whole),
             "passwords": {
                 "hashed_per_second": short(self.hashes),
                 "shed_per_second": short(self.hashes_shed),
@@ -234,8 +238,11 @@ impl Board {
                 millis(self.propagation_p99)
             ),
             format!(
-                "tokens     {:.1} rotated/s, {:.1} retried/s; {:.0} reused since the start",
-                self.rotated, self.retried, self.reuses
+                "tokens     {:.1} rotated/s, {:.1} retried/s; {:.0} reused; {} sessions",
+                self.rotated,
+                self.retried,
+                self.reuses,
+                self.sessions.map_or_else(|| "-".to_owned(), |count| format!("{count:.0}"))
             ),
             format!(
                 "passwords  {:.1} hashed/s, {:.1} shed/s; {:.0} waiting, {:.0} running",
