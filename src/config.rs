@@ -7,6 +7,7 @@ pub mod rules;
 pub mod section;
 pub mod sections;
 pub mod sidecar;
+pub mod store_url;
 pub mod value;
 
 mod check;
@@ -29,8 +30,8 @@ pub use secret_file::{SecretFileError, read_secret_file};
 
 use section::{KeyDoc, KeyFault};
 use sections::{
-    Audit, Issuer, Keys, Limits, Log, Password, Server, Sessions, Store, Telemetry, Throttle, Tls,
-    Tokens,
+    Audit, Etcd, Issuer, Keys, Limits, Log, Password, Server, Sessions, Store, Telemetry, Throttle,
+    Tls, Tokens,
 };
 
 macro_rules! config {
@@ -72,6 +73,8 @@ config! {
     issuer: Issuer,
     /// Where the state is kept.
     store: Store,
+    /// How to talk to etcd.
+    etcd: Etcd,
     /// Signing keys.
     keys: Keys,
     /// How passwords are hashed and what a new one must be.
@@ -92,15 +95,48 @@ config! {
     audit: Audit,
 }
 
+/// Where security events go.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AuditOutput {
+    /// Beside what a program prints.
+    Stdout,
+    /// To the end of a file.
+    File(PathBuf),
+    /// To an OpenTelemetry collector.
+    Otlp {
+        /// Its URL.
+        endpoint: String,
+        /// The CA of its certificate, if it has one.
+        ca_file: Option<PathBuf>,
+    },
+}
+
 impl Config {
-    /// The data directory. `load` gives no configuration without one.
+    /// The directory for what this server writes to files: its state, or, when that is in etcd, where it
+    /// listens and the first credentials.
     pub fn data_dir(&self) -> PathBuf {
-        self.store.path.clone().unwrap_or_else(|| "avouch-data".into())
+        let path = self.store.path.as_ref().unwrap_or(&self.server.files_dir);
+        path.clone()
     }
 
-    /// Where security events go; `None` is stdout.
-    pub fn audit_file(&self) -> Option<PathBuf> {
-        (self.audit.output != "stdout").then(|| self.audit.output.clone().into())
+    /// Where the state is, for people.
+    fn state(&self) -> String {
+        match &self.store.url {
+            Some(url) => format!("state in {url}"),
+            None => format!("data in {}", self.data_dir().display()),
+        }
+    }
+
+    /// Where security events go.
+    pub fn audit_output(&self) -> AuditOutput {
+        match self.audit.output.as_str() {
+            "stdout" => AuditOutput::Stdout,
+            "otlp" => AuditOutput::Otlp {
+                endpoint: self.audit.otlp_endpoint.clone().unwrap_or_default(),
+                ca_file: self.audit.otlp_ca_file.clone(),
+            },
+            path => AuditOutput::File(path.into()),
+        }
     }
 
     /// One line for the log at start: what an operator asks first. An allow-list by hand.
@@ -116,13 +152,13 @@ impl Config {
             (None, false) => "plaintext on loopback",
         };
         format!(
-            "grpc {}, public {}, ops {}, {tls}; issuer {}; data in {}; {} signing; argon2id {}/{}/{}; \
+            "grpc {}, public {}, ops {}, {tls}; issuer {}; {}; {} signing; argon2id {}/{}/{}; \
              access tokens live {} s; {} certificate grants{}",
             server.listen,
             server.public_listen,
             server.ops_listen,
             self.issuer.url.as_deref().unwrap_or("the public listener"),
-            self.data_dir().display(),
+            self.state(),
             self.keys.algorithm,
             self.password.memory_kib,
             self.password.iterations,

@@ -13,7 +13,7 @@ use crate::config::{self, Config, Sources};
 /// Run the server until a signal tells it to stop.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch serve --dev\n  avouch serve --config /etc/avouch/avouch.toml\n  avouch serve --config avouch.toml --listen 0.0.0.0:7700 \\\n      --set tokens.access_lifetime=2m\n\nA flag goes over the environment (AVOUCH_SERVER_LISTEN), that over the file.\n`avouch check-config --reference` prints every key."
+    after_help = "Examples:\n  avouch serve --dev\n  avouch serve --config /etc/avouch/avouch.toml\n  avouch serve --config avouch.toml --listen 0.0.0.0:7700 \\\n      --set tokens.access_lifetime=2m\n  avouch serve --config avouch.toml \\\n      --store etcds://etcd-0:2379,etcd-1:2379,etcd-2:2379/avouch\n\nA flag goes over the environment (AVOUCH_SERVER_LISTEN), that over the file.\n`avouch check-config --reference` prints every key."
 )]
 pub(super) struct Serve {
     #[command(flatten)]
@@ -61,9 +61,12 @@ struct Settings {
     /// Listen beyond loopback without TLS, because a mesh encrypts [server.plaintext_mesh].
     #[arg(long)]
     plaintext_behind_mesh: bool,
-    /// The data directory [store.path].
+    /// The data directory, for one server [store.path].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
+    /// An etcd, for any number of servers: etcds://host:2379,host:2379,host:2379/prefix [store.url].
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
     /// The issuer's URL [issuer.url].
     #[arg(long, value_name = "URL")]
     issuer: Option<String>,
@@ -84,6 +87,7 @@ impl Settings {
             ("--ops-listen", "server.ops_listen", self.ops_listen),
             ("--plaintext-behind-mesh", "server.plaintext_mesh", mesh),
             ("--data-dir", "store.path", self.data_dir),
+            ("--store", "store.url", self.store),
             ("--issuer", "issuer.url", self.issuer),
             ("--log-format", "log.format", self.log_format),
             ("--log-level", "log.level", self.log_level),

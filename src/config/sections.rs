@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::section::section;
+use crate::config::store_url::StoreUrl;
 use crate::config::value::{Bytes, choice};
 use crate::domain::client::Lifetimes;
 use crate::domain::key::Algorithm;
@@ -39,6 +40,9 @@ section! {
         drain_delay: Duration = secs(0),
         /// How long calls may go on after that, before they are cut.
         drain_timeout: Duration = secs(20),
+        /// With store.url, a directory for what this replica writes to files: addresses.json, and
+        /// admin-client.json if it is the one that makes the first admin client.
+        files_dir: PathBuf = "avouch-data".into(),
     }
 }
 
@@ -83,14 +87,38 @@ section! {
 section! {
     /// `[store]`: where the state is kept.
     Store {
-        /// The data directory. Required; with --dev ./avouch-data.
+        /// The data directory, for one server. This or store.url is required; with --dev ./avouch-data.
         path: Option<PathBuf> = None,
-        /// Memory for records that were read. What is stored takes more beside it.
+        /// An etcd, for any number of servers: etcds://host:2379,host:2379,host:2379/prefix, or etcd:// for
+        /// plaintext. The prefix is /avouch where none is named. [etcd] has the credentials.
+        url: Option<StoreUrl> = None,
+        /// Memory for records that were read from the data directory. What is stored takes more beside it.
         cache_bytes: Bytes = Bytes(64 << 20),
         /// Stop writes when the disk has less room than this.
         min_free_bytes: Bytes = Bytes(256 << 20),
         /// How often expired records are removed.
         sweep_interval: Duration = secs(60),
+    }
+}
+
+section! {
+    /// `[etcd]`: how to talk to the etcd that `store.url` names.
+    Etcd {
+        /// The CAs that the members' certificates must chain to, PEM. Required with etcds://.
+        ca_file: Option<PathBuf> = None,
+        /// A client certificate, PEM, leaf first.
+        cert_file: Option<PathBuf> = None,
+        /// The client certificate's private key, PEM.
+        key_file: Option<PathBuf> = None,
+        /// The user, where etcd has authentication on.
+        username: Option<String> = None,
+        /// A file with the user's password.
+        password_file: Option<PathBuf> = None,
+        /// How long one request to etcd may take, before its outcome is asked for. Shorter than
+        /// limits.request_timeout.
+        request_timeout: Duration = secs(2),
+        /// Whether to speak plaintext beyond loopback, because a mesh encrypts.
+        plaintext_behind_mesh: bool = false,
     }
 }
 
@@ -274,9 +302,15 @@ section! {
 section! {
     /// `[audit]`: one JSON line for each security event.
     Audit {
-        /// A file to append to, or stdout. With --dev audit.jsonl in the data directory.
+        /// A file to append to, stdout, or otlp. With --dev audit.jsonl in the data directory.
         output: String = "stdout".into(),
-        /// Lines that may wait to be written before more are dropped, and counted.
+        /// With otlp, the OpenTelemetry collector that takes the events as log records, by OTLP over
+        /// gRPC: https://collector:4317. Plaintext http:// on loopback, or where server.plaintext_mesh
+        /// says that a mesh encrypts.
+        otlp_endpoint: Option<String> = None,
+        /// With https, the CA that the collector's certificate must chain to, PEM. Read at the start.
+        otlp_ca_file: Option<PathBuf> = None,
+        /// Lines that may wait to be written, or for a collector, before more are dropped, and counted.
         max_queued: usize = 8_192,
     }
 }

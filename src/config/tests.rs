@@ -132,6 +132,36 @@ fn a_listener_beyond_loopback_needs_tls_or_a_mesh() {
     assert!(load(&[("server.listen", "0.0.0.0:7700"), tls[0], tls[1]]).is_empty());
 }
 
+#[test]
+fn events_go_to_a_collector_that_is_named_and_not_in_plaintext_beyond_loopback() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |flags: &[(&str, &str)]| texts_or_none(&sources(dir.path(), GOOD, &[], flags));
+    let otlp = ("audit.output", "otlp");
+    let ca = ("audit.otlp_ca_file", "c");
+    let to = |url| ("audit.otlp_endpoint", url);
+    for (flags, part) in [
+        (vec![otlp], "is missing"),
+        (vec![to("http://127.0.0.1:4317")], "audit.otlp_endpoint has no effect"),
+        (vec![ca], "audit.otlp_ca_file has no effect"),
+        (vec![otlp, to("https://collector:4317")], "name the CA"),
+        (vec![otlp, to("http://127.0.0.1:4317"), ca], "audit.otlp_ca_file has no effect"),
+        (vec![otlp, to("http://collector:4317")], "beyond loopback and plaintext"),
+        (vec![otlp, to("collector:4317")], "must be https://"),
+        (vec![otlp, to("http://127.0.0.1:4317/v1/logs")], "must be https://"),
+    ] {
+        let texts = load(&flags);
+        assert!(texts.len() == 1 && texts[0].contains(part), "{flags:?}: {texts:?}");
+    }
+    for flags in [
+        vec![otlp, to("http://localhost:4317")],
+        vec![otlp, to("http://[::1]:4317/")],
+        vec![otlp, to("https://collector:4317"), ca],
+        vec![otlp, to("http://collector:4317"), ("server.plaintext_mesh", "true")],
+    ] {
+        assert!(load(&flags).is_empty(), "{flags:?}");
+    }
+}
+
 fn texts_or_none(sources: &Sources) -> Vec<String> {
     load(sources)
         .err()
@@ -144,7 +174,7 @@ fn dev_needs_nothing_and_serves_this_machine_only() {
     let config = load(&Sources { dev: true, ..Sources::default() }).unwrap();
     assert!(config.server.reflection);
     assert_eq!(config.data_dir(), Path::new("./avouch-data"));
-    assert_eq!(config.audit_file().unwrap(), Path::new("./avouch-data/audit.jsonl"));
+    assert_eq!(config.audit_output(), AuditOutput::File("./avouch-data/audit.jsonl".into()));
     let flags = vec![("--listen".into(), "server.listen".into(), "0.0.0.0:1".into())];
     let refused = texts(&Sources { dev: true, flags, ..Sources::default() });
     assert!(refused[0].contains("--dev serves this machine only"));
@@ -221,4 +251,101 @@ fn the_reference_is_a_file_that_means_the_defaults() {
     ];
     let from_reference = load(&sources(dir.path(), &toml, &[], &flags)).unwrap();
     assert_eq!(from_reference, load(&sources(dir.path(), "", &[], &flags)).unwrap());
+}
+
+/// A configuration that is good once it says where the state is.
+const WITHOUT_STORE: [(&str, &str); 2] =
+    [("issuer.url", "https://id.example.com"), ("keys.encryption_key_file", "/etc/avouch/key")];
+
+#[test]
+fn the_state_is_in_a_directory_or_in_etcd() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = |flags: &[(&str, &str)]| {
+        texts_or_none(&sources(dir.path(), "", &[], &[&WITHOUT_STORE, flags].concat()))
+    };
+    let neither = texts(&[]);
+    assert_eq!(neither.len(), 1, "{neither:?}");
+    assert!(neither[0].contains("store.path is missing") && neither[0].contains("store.url"));
+    let url = ("store.url", "etcd://127.0.0.1:2379,[::1]:2379/avouch");
+    assert!(texts(&[url]).is_empty());
+    let both = texts(&[url, ("store.path", "data")]);
+    assert!(both.len() == 1 && both[0].contains("both set"), "{both:?}");
+    let bad = texts(&[("store.url", "etcd://root:hunter2@127.0.0.1:2379")]);
+    assert!(bad[0].starts_with("store.url must hold no user"), "{bad:?}");
+    assert!(!bad.concat().contains("hunter2"));
+    let flags = vec![("--store".into(), "store.url".into(), url.1.into())];
+    let dev = load(&Sources { dev: true, flags, ..Sources::default() }).unwrap_err().to_string();
+    assert!(dev.contains("--dev keeps its state in a directory"), "{dev}");
+    let idle = texts(&[("store.path", "data"), ("server.files_dir", "files")]);
+    assert!(idle.len() == 1 && idle[0].starts_with("server.files_dir has no effect"), "{idle:?}");
+}
+
+#[test]
+fn what_is_said_about_etcd_fits_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, tls, away) = (
+        ("store.url", "etcd://127.0.0.1:2379/p"),
+        ("store.url", "etcds://etcd-0:2379/p"),
+        ("store.url", "etcd://etcd-0:2379,127.0.0.1:2379/p"),
+    );
+    let (ca, cert, key) = (("etcd.ca_file", "a"), ("etcd.cert_file", "c"), ("etcd.key_file", "k"));
+    let (user, password) = (("etcd.username", "avouch"), ("etcd.password_file", "p"));
+    let mesh = ("etcd.plaintext_behind_mesh", "true");
+    for (flags, part) in [
+        (vec![plain, ca], "etcd.ca_file has no effect"),
+        (vec![plain, cert, key], "etcd.key_file has no effect"),
+        (vec![away], "which is plaintext: write etcds://"),
+        (vec![tls], "etcd.ca_file is missing"),
+        (vec![tls, ca, mesh], "etcd.plaintext_behind_mesh has no effect"),
+        (vec![tls, ca, cert], "etcd.cert_file and etcd.key_file go together"),
+        (vec![tls, ca, key], "etcd.cert_file and etcd.key_file go together"),
+        (vec![plain, user], "etcd.username and etcd.password_file go together"),
+        (vec![plain, password], "etcd.username and etcd.password_file go together"),
+        (vec![plain, ("etcd.request_timeout", "99ms")], "at least 100ms"),
+        (vec![plain, ("etcd.request_timeout", "10s")], "shorter than limits.request_timeout"),
+        (vec![("store.path", "data"), user, password], "[etcd] has no effect: set store.url"),
+    ] {
+        let texts = texts(&sources(dir.path(), "", &[], &[&WITHOUT_STORE, &flags[..]].concat()));
+        assert!(texts.iter().any(|text| text.contains(part)), "{part}: {texts:?}");
+    }
+    for flags in [
+        vec![away, mesh],
+        vec![tls, ca],
+        vec![tls, ca, cert, key, user, password],
+        vec![plain, user, password, ("etcd.request_timeout", "100ms")],
+    ] {
+        let flags = [&WITHOUT_STORE, &flags[..]].concat();
+        assert_eq!(texts_or_none(&sources(dir.path(), "", &[], &flags)), [""; 0]);
+    }
+}
+
+#[test]
+fn the_files_of_etcd_are_looked_at_like_the_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let exposed = path("password");
+    std::fs::write(&exposed, "hunter2").unwrap();
+    std::fs::set_permissions(&exposed, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let environment = [
+        ("AVOUCH_STORE_URL", "etcds://etcd-0:2379/p"),
+        ("AVOUCH_ETCD_CA_FILE", &path("ca.pem")),
+        ("AVOUCH_ETCD_CERT_FILE", &path("cert.pem")),
+        ("AVOUCH_ETCD_KEY_FILE", &path("key.pem")),
+        ("AVOUCH_ETCD_USERNAME", "avouch"),
+        ("AVOUCH_ETCD_PASSWORD_FILE", &exposed),
+    ];
+    let config = load(&sources(dir.path(), "", &environment, &WITHOUT_STORE)).unwrap();
+    assert!(config.summary().contains("state in etcds://etcd-0:2379/p;"), "{}", config.summary());
+    let errors = check_files(&config).unwrap_err().to_string();
+    for part in [
+        "etcd.ca_file: ",
+        "etcd.cert_file: ",
+        "etcd.key_file: ",
+        "etcd.password_file: ",
+        "run chmod 600",
+    ] {
+        assert!(errors.contains(part), "{part}: {errors}");
+    }
+    assert!(!errors.contains("hunter2"));
 }

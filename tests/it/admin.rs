@@ -342,7 +342,7 @@ async fn a_password_that_was_reset_meanwhile_is_not_set_back() {
     let subject: avouch::domain::ids::SubjectId = bench.subject.parse().expect("a subject");
     let store = bench.server.service.store();
     // What ChangePassword read before it checked the password.
-    let proved_at = store.subject_epoch(&subject).expect("the store");
+    let proved_at = store.subject_epoch(&subject).await.expect("the store");
     let message = pb::SetUserPasswordRequest {
         subject: bench.subject.clone(),
         password: NEW_PASSWORD.to_owned(),

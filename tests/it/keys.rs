@@ -239,7 +239,7 @@ async fn keys_that_are_made_and_rotated_at_once_are_answered_for_what_they_did()
         assert_eq!((key.state(), &key.kid), (pb::KeyState::Active, &reserve[0].kid));
     }
     let made = creating.await.expect("every call is answered");
-    let stored = bench.server.service.store().ring().expect("the ring").keys;
+    let stored = bench.server.service.store().ring().await.expect("the ring").keys;
     let last = stored.into_iter().find(|key| key.state == KeyState::Announced);
     announced.insert(last.expect("a reserve").id.to_string());
     assert!(made.is_subset(&announced), "what was answered was announced");
