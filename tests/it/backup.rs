@@ -741,10 +741,21 @@ fn what_is_wrong_with_the_records_is_found() {
         };
         let (session, index, due) = (first(b"s"), first(b"i").0, first(b"x").0);
         let event = [b"e".as_slice(), &9_u64.to_be_bytes()].concat();
+        let write = |key: &[u8], value: Option<Vec<u8>>| {
+            let key = key.to_vec();
+            let decision: avouch::store::engine::Decision = Box::new(move |txn| {
+                match &value {
+                    Some(value) => txn.put(key.clone(), value.clone()),
+                    None => txn.delete(key.clone()),
+                }
+                Ok(Box::new(()))
+            });
+            engine.commit(decision)
+        };
         for (key, value) in [
             (session.0.clone(), None),
             (session.0.clone(), Some(b"\x01".to_vec())),
-            (index, None),
+            (index.clone(), None),
             (due, None),
             (b"nada".to_vec(), Some(b"usr_nobody".to_vec())),
             (event, Some(b"\x01".to_vec())),
@@ -755,25 +766,22 @@ fn what_is_wrong_with_the_records_is_found() {
             (b"qwhat".to_vec(), Some(Vec::new())),
         ] {
             let was = engine.get(&key).unwrap();
-            let write = |value: Option<Vec<u8>>| {
-                let key = key.clone();
-                let decision: avouch::store::engine::Decision = Box::new(move |txn| {
-                    match &value {
-                        Some(value) => txn.put(key.clone(), value.clone()),
-                        None => txn.delete(key.clone()),
-                    }
-                    Ok(Box::new(()))
-                });
-                engine.commit(decision)
-            };
-            write(value).await.unwrap();
+            write(&key, value).await.unwrap();
             // What an epoch or an attempt holds may not even be readable.
             let found = check(&engine, Revision(0));
             let name = String::from_utf8_lossy(&key).into_owned();
             assert!(found.is_err() || !found.unwrap().problems.is_empty(), "{name}");
-            write(was).await.unwrap();
+            write(&key, was).await.unwrap();
             assert!(check(&engine, Revision(0)).unwrap().problems.is_empty(), "{name}");
         }
+        // As many as there were, but one of another subject.
+        let (mut moved, entry) = (index.clone(), engine.get(&index).unwrap());
+        moved[1] ^= 1;
+        write(&index, None).await.unwrap();
+        write(&moved, entry).await.unwrap();
+        let problems = check(&engine, Revision(0)).unwrap().problems.join("; ");
+        assert!(problems.contains("is not among those of its subject"), "{problems}");
+        assert!(problems.contains("leads to none"), "{problems}");
         engine.close().await;
     });
 }
