@@ -15,6 +15,6 @@ pub fn settings(url: &StoreUrl, etcd: &Etcd) -> EtcdSettings {
         tls: etcd.ca_file.clone().filter(|_| url.tls()).map(tls),
         login: login.map(|(username, password_file)| EtcdLogin { username, password_file }),
         request_timeout: etcd.request_timeout,
-        ..EtcdSettings::new(url.members(), url.prefix().to_owned(), SCHEMA_VERSION)
+        ..EtcdSettings::new(url.endpoints(), url.prefix().to_owned(), SCHEMA_VERSION)
     }
 }

@@ -78,9 +78,10 @@ impl StoreUrl {
         self.tls
     }
 
-    /// Where each member serves clients, as `host:port`.
-    pub fn members(&self) -> Vec<String> {
-        self.members.iter().map(ToString::to_string).collect()
+    /// Where each member serves clients, as `http://…` or `https://…`.
+    pub fn endpoints(&self) -> Vec<String> {
+        let scheme = if self.tls { "https" } else { "http" };
+        self.members.iter().map(|member| format!("{scheme}://{member}")).collect()
     }
 
     /// What every key begins with: it begins and ends with a slash, so that no store is among the keys of
@@ -283,7 +284,7 @@ mod tests {
         assert_eq!(url.members(), ["etcd-0.etcd:2379", "10.0.0.1:2379", "[fd00::1]:12379"]);
         assert_eq!(url.prefix(), "/avouch/prod/");
         let url = read("etcd://LocalHost");
-        assert_eq!(url.members(), ["localhost:2379"]);
+        assert_eq!(url.endpoints(), ["http://localhost:2379"]);
         assert_eq!((url.prefix(), url.tls()), ("/avouch/", false));
         for path in ["", "/"] {
             assert_eq!(read(&format!("etcd://h{path}")).prefix(), "/avouch/");
@@ -402,14 +403,14 @@ mod tests {
             if let Ok(url) = text.parse::<StoreUrl>() {
                 prop_assert_eq!(url.to_string().parse(), Ok(url.clone()));
                 prop_assert!(url.prefix().starts_with('/') && url.prefix().ends_with('/'));
-                prop_assert!(!url.members().is_empty());
+                prop_assert!(!url.endpoints().is_empty());
             }
         }
 
         #[test]
-        fn every_member_is_the_authority_of_a_uri(url in any_url()) {
-            for (authority, member) in url.members().iter().zip(&url.members) {
-                let uri: http::Uri = format!("https://{authority}").parse().unwrap();
+        fn every_endpoint_is_a_uri_with_that_host_and_port(url in any_url()) {
+            for (endpoint, member) in url.endpoints().iter().zip(&url.members) {
+                let uri: http::Uri = endpoint.parse().unwrap();
                 prop_assert_eq!(uri.port_u16(), Some(member.port));
             }
         }
