@@ -196,34 +196,16 @@ impl KeyKeeper {
         records.into_iter().find(announced).ok_or(KeeperError::NotFound)
     }
 
-    /// Makes the announced key sign now, and returns it.
+    /// Makes the announced key sign now, announces another, and returns the one that signs.
     ///
     /// # Errors
     /// See [`KeeperError`].
     pub async fn rotate(&self, now: Timestamp) -> Result<KeyRecord, KeeperError> {
         let (records, _) = self
             .change(now, None, move |keeper, records| {
-                let next = records
-                    .iter()
-                    .filter(|record| record.state == KeyState::Announced)
-                    .min_by_key(|record| record.created_at)
-                    .ok_or(KeeperError::NothingAnnounced)?;
-                let rotated = records
-                    .iter()
-                    .map(|record| {
-                        let mut record = record.clone();
-                        if record.id == next.id {
-                            record.state = KeyState::Active;
-                            record.activate_at = now;
-                        } else if record.state == KeyState::Active {
-                            record.state = KeyState::Retired;
-                            record.retired_at = Some(now);
-                            record.remove_at = Some(now.after(keeper.policy.remove_after));
-                        }
-                        record
-                    })
-                    .collect();
-                Ok(Some(rotated))
+                let (sealer, entropy) = (&keeper.sealer, &*keeper.entropy);
+                let rotated = keys::rotate_at(records, &keeper.policy, now, sealer, entropy)?;
+                Ok(Some(rotated.ok_or(KeeperError::NothingAnnounced)?))
             })
             .await?;
         let active = |record: &KeyRecord| record.state == KeyState::Active;
@@ -445,6 +427,14 @@ mod tests {
         let ledger = Arc::new(Ledger::new(engine));
         let keeper = keeper(Arc::clone(&ledger) as Arc<dyn Store>, Arc::new(SeededEntropy::new(1)));
         keeper.open(now).await.unwrap();
+        // As it was before there were reserves: the next key is announced by who asks for it.
+        let stored = ledger.ring().await.unwrap();
+        let announced = |record: &&KeyRecord| record.state == KeyState::Announced;
+        let remove = stored.keys.iter().filter(announced).map(|record| record.id.clone()).collect();
+        let change = RingChange { remove, ..RingChange::default() };
+        ledger.change_ring(stored.version, change, now).await.unwrap();
+        let error = keeper.rotate(now).await.unwrap_err();
+        assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
         ledger.engine().fail_next(Fault::HoldAnswer);
         let announcing = tokio::spawn({
             let keeper = keeper.clone();
@@ -457,9 +447,10 @@ mod tests {
         let signing = keeper.rotate(now).await.unwrap();
         ledger.engine().release();
         let announced = announcing.await.unwrap().unwrap();
-        assert_eq!((announced.id, announced.state), (signing.id, KeyState::Announced));
-        let error = keeper.rotate(now).await.unwrap_err();
-        assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
+        assert_eq!((announced.id, announced.state), (signing.id.clone(), KeyState::Announced));
+        let reserve = keeper.announce(Algorithm::Es256, now).await.unwrap();
+        assert_ne!(reserve.id, signing.id, "the rotation announced another");
+        assert_eq!(keeper.rotate(now).await.unwrap().id, reserve.id);
     }
 
     #[tokio::test]
