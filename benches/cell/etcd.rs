@@ -132,6 +132,22 @@ impl Cluster {
         Ok(client.status(pb::StatusRequest {}).await?.into_inner().version)
     }
 
+    /// The CPU that all members have taken so far.
+    pub(crate) fn cpu(&self) -> Result<Duration, Failure> {
+        /// Linux shows these times in hundredths of a second, whatever the kernel counts in.
+        const TICK: Duration = Duration::from_millis(10);
+        let mut ticks = 0;
+        for member in &self.members {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", member.process.id()))?;
+            // After the name: state, and from there utime is the 12th field, stime the 13th.
+            let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
+            for field in fields.split_whitespace().skip(11).take(2) {
+                ticks += field.parse::<u32>()?;
+            }
+        }
+        Ok(TICK * ticks)
+    }
+
     pub(crate) fn size(&self) -> Result<Size, Failure> {
         let member = &self.members[0];
         let file = std::fs::metadata(member.data.join("member/snap/db"))?.len();

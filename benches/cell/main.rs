@@ -88,24 +88,29 @@ async fn measure(plan: &Plan) -> Result<(), Failure> {
     let size = cluster.size()?;
     println!("in all: file {} MiB, memory {} MiB", size.file >> 20, size.memory >> 20);
     println!(
-        "\n{:<28}{:>10}{:>12}{:>10}{:>10}{:>14}",
-        "bare", "callers", "each s", "p50 ms", "p99 ms", "file, B each"
+        "\n{:<22}{:>10}{:>10}{:>10}{:>10}{:>18}{:>14}",
+        "bare", "callers", "each s", "p50 ms", "p99 ms", "etcd CPU us each", "file, B each"
     );
     for what in work::What::ALL {
         for callers in plan.callers {
-            let before = cluster.size()?;
+            let (before, cpu) = (cluster.size()?, cluster.cpu()?);
             let rate = work.run(what, *callers, plan.each).await?;
             let grown = cluster.size()?.file.saturating_sub(before.file);
+            let cpu = cluster.cpu()?.saturating_sub(cpu);
+            let done = rate.done.max(1) as f64;
             println!(
-                "{:<28}{:>10}{:>12.0}{:>10.2}{:>10.2}{:>14}",
+                "{:<22}{:>10}{:>10.0}{:>10.2}{:>10.2}{:>18.0}{:>14.0}",
                 what.name(),
                 callers,
-                rate.done as f64 / rate.took.as_secs_f64(),
+                done / rate.took.as_secs_f64(),
                 rate.quantile(0.5).as_secs_f64() * 1e3,
                 rate.quantile(0.99).as_secs_f64() * 1e3,
-                grown / (rate.done.max(1) as u64),
+                cpu.as_secs_f64() * 1e6 / done,
+                grown as f64 / done,
             );
         }
     }
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    println!("load average of the machine: {load}");
     Ok(())
 }
