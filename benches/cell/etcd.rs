@@ -10,7 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::Failure;
 
 /// The messages of etcd that avouch uses.
-#[expect(unreachable_pub, unused_qualifications, missing_docs, reason = "generated")]
+#[expect(unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
 pub(crate) mod pb {
     tonic::include_proto!("etcdserverpb");
 
@@ -64,7 +64,6 @@ fn port() -> Result<u16, Failure> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-#[expect(clippy::disallowed_methods, reason = "where etcd is, the machine says")]
 fn binary() -> Result<PathBuf, Failure> {
     let found = match std::env::var_os("AVOUCH_ETCD") {
         Some(path) => PathBuf::from(path),

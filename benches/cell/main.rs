@@ -63,7 +63,7 @@ fn main() -> Result<(), Failure> {
 async fn measure(plan: &Plan) -> Result<(), Failure> {
     let cluster = etcd::Cluster::start(plan.members).await?;
     println!("etcd {}, members: {}", cluster.version().await?, plan.members);
-    let sample = records::session(0);
+    let sample = records::session(0)?;
     println!(
         "one session: record {} + {} bytes, index entry {} bytes, due entry {} bytes (key + value)",
         sample.at.len(),

@@ -11,6 +11,8 @@ use avouch::domain::secret::SecretBytes;
 use avouch::domain::session::{Device, Session};
 use avouch::store::codec::{self, key};
 
+use crate::Failure;
+
 /// When the sessions of the measurement began.
 const BEGUN: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -37,7 +39,7 @@ pub(crate) const fn spread(number: u64) -> u64 {
 }
 
 /// The session of this number: a user in a browser, two scopes, two audiences.
-pub(crate) fn session(number: u64) -> Records {
+pub(crate) fn session(number: u64) -> Result<Records, Failure> {
     let bits = |salt: u64| spread(spread(number) ^ salt);
     let mut id = [0; 16];
     id[..8].copy_from_slice(&bits(1).to_be_bytes());
@@ -46,16 +48,14 @@ pub(crate) fn session(number: u64) -> Records {
     for (at, chunk) in nonce.chunks_mut(8).enumerate() {
         chunk.copy_from_slice(&bits(3 + at as u64).to_be_bytes());
     }
-    let named = |text: String| text.parse().expect("an identifier");
-    let names = |list: &[&str]| Names::new(list).expect("names");
-    let subject = format!("usr_{:016x}{:06x}", bits(7), bits(8) >> 40).parse().expect("a subject");
+    let subject = format!("usr_{:016x}{:06x}", bits(7), bits(8) >> 40).parse()?;
     let created = BEGUN.after(Duration::from_millis(number));
     let session = Session {
         id: SessionId::from_bytes(id),
         subject,
-        client: named("web-shop".to_owned()),
-        scope: names(&["orders:read", "orders:write"]),
-        audience: names(&["avouch", "orders"]),
+        client: "web-shop".parse()?,
+        scope: Names::new(["orders:read", "orders:write"])?,
+        audience: Names::new(["avouch", "orders"])?,
         epochs: Epochs::default(),
         nonce: SecretBytes::new(nonce),
         generation: Generation(3),
@@ -65,7 +65,7 @@ pub(crate) fn session(number: u64) -> Records {
         idle_expires_at: created.after(Duration::from_secs(7 * 86_400)),
         expires_at: created.after(Duration::from_secs(30 * 86_400)),
         access_expires_at: created.after(Duration::from_secs(1_210)),
-        methods: names(&["pwd"]),
+        methods: Names::new(["pwd"])?,
         device: Device {
             id: "".into(),
             name: "".into(),
@@ -86,7 +86,7 @@ pub(crate) fn session(number: u64) -> Records {
         at: created,
         expires_at: created.after(Duration::from_secs(1_300)),
     });
-    Records {
+    Ok(Records {
         at: key::session(session.id),
         record: codec::write_session(&session),
         index: key::session_of(&session),
@@ -97,5 +97,5 @@ pub(crate) fn session(number: u64) -> Records {
             key::client_epoch(&session.client),
             key::subject_epoch(&session.subject),
         ],
-    }
+    })
 }

@@ -122,14 +122,14 @@ impl<'a> Work<'a> {
                     let success = numbers
                         .clone()
                         .map(|number| {
-                            let records = records::session(number as u64);
-                            match kind {
+                            let records = records::session(number as u64)?;
+                            Ok(match kind {
                                 Kind::Record => put(&records.at, &records.record),
                                 Kind::Index => put(&records.index, &[]),
                                 Kind::Due => put(&records.due, &[]),
-                            }
+                            })
                         })
-                        .collect();
+                        .collect::<Result<_, Failure>>()?;
                     let txn = pb::TxnRequest { success, ..Default::default() };
                     let header = kv.txn(txn).await?.into_inner().header;
                     if matches!(kind, Kind::Record) {
@@ -172,8 +172,8 @@ impl<'a> Work<'a> {
                     let number = caller * share + turn;
                     let new = next.fetch_add(1, Ordering::Relaxed);
                     let records = match what {
-                        What::Login => records::session(new),
-                        _ => records::session(number as u64),
+                        What::Login => records::session(new)?,
+                        _ => records::session(number as u64)?,
                     };
                     let known = revisions[number].load(Ordering::Relaxed);
                     let begun = Instant::now();
