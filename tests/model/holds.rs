@@ -62,10 +62,18 @@ fn rotation() {
 /// Without a retry window, a lost answer between a replica and the store must not look like reuse.
 #[test]
 fn rotation_without_a_window() {
-    let scope = Scope { name: "no window", window: 0, honest: 3, losses: 3, ..Scope::STILL };
+    let scope =
+        Scope { name: "no window", window: 0, honest: 2, thief: 1, losses: 2, ..Scope::STILL };
     let long = Scope { losses: 4, crashes: 1, ticks: 1, ..scope };
-    let expected =
-        [Rotated, UnknownHappened, UnknownOpen, OwnCameFirst, LateCommitted, LateRefused];
+    let expected = [
+        Rotated,
+        ReuseFound,
+        UnknownHappened,
+        UnknownOpen,
+        OwnCameFirst,
+        LateCommitted,
+        LateRefused,
+    ];
     check(scope, long, &expected);
 }
 

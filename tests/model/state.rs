@@ -41,6 +41,14 @@ pub(crate) struct Seen {
     pub(crate) epoch: u8,
 }
 
+impl Seen {
+    /// Whether nobody revoked the session or its subject: by the onlooker's own lights, whatever the
+    /// crate's functions say.
+    pub(crate) const fn lives(&self) -> bool {
+        !self.line.revoked && self.epoch == 0
+    }
+}
+
 /// What the cluster has committed.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub(crate) struct Stored {
