@@ -145,7 +145,7 @@ fn three_replicas() {
         ticks: 1,
         ..Scope::STILL
     };
-    let long = Scope { revokes: 1, ticks: 2, ..scope };
+    let long = Scope { ticks: 2, ..scope };
     check(scope, long, &[Rotated, Retried, DecidedAgain, UnknownHappened]);
 }
 
