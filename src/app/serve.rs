@@ -279,7 +279,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let service = Arc::clone(&bound.service);
     let lifetimes = config.tokens.lifetimes();
     let made = match &config.server.admin_client_file {
-        Some(path) => bootstrap::given_credentials(&service, path, lifetimes).await?,
+        Some(path) => bootstrap::given::register(&service, path, lifetimes).await?,
         None => bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?,
     };
     let facts = Started {

@@ -259,6 +259,8 @@ REFUSED = [
     ({"resources.memory": "512Mi", "store.cache": "256Mi"}, "cache 384Mi"),
     ({"resources.memory": "512Mi", "settings.limits.connection_window_bytes": "128KiB"},
      "connections 250Mi"),
+    (ETCD | {"resources.memory": "256Mi"}, "resources.memory is 256Mi and at least 483Mi are needed: base 64Mi, "
+     "cache 128Mi, hashes 38Mi, connections 125Mi, streams 32Mi, sessions 0Mi, and a quarter more"),
     ({"resources.memory": "1G"}, "at '/resources/memory'"),
     ({"resources.cpu.limit": 2}, "at '/resources/cpu/limit'"),
     ({"persistence.size": "512Mi"}, "persistence.size is 512Mi and must be more than 1Gi"),
@@ -538,14 +540,16 @@ class Chart(unittest.TestCase):
     def test_files(self):
         for value, path in (("prometheusRule", "alerts.yaml"), ("dashboard", "dashboard.json")):
             values = changed(profile("cert-manager"), f"{value}.enabled", True)
-            if (CHART / "files" / path).exists():
-                source = yaml.safe_load((CHART / "files" / path).read_text())
-                (made,) = [it for it in render(values)
-                           if it["kind"] == "PrometheusRule" or "avouch.json" in it.get("data", {})]
-                self.assertEqual(made.get("spec") or json.loads(made["data"]["avouch.json"]), source)
-            else:
-                with self.assertRaises(helm_python.HelmError) as caught:
-                    render(values)
+            source = yaml.safe_load((CHART / "files" / path).read_text())
+            (made,) = [it for it in render(values)
+                       if it["kind"] == "PrometheusRule" or "avouch.json" in it.get("data", {})]
+            self.assertEqual(made.get("spec") or json.loads(made["data"]["avouch.json"]), source)
+            with tempfile.TemporaryDirectory() as scratch:
+                without = shutil.copytree(CHART, pathlib.Path(scratch) / "avouch",
+                                          ignore=shutil.ignore_patterns(path))
+                with helm_python.Chart.load(without) as chart, \
+                        self.assertRaises(helm_python.HelmError) as caught:
+                    chart.render(values, name="avouch", namespace="identity")
                 self.assertIn(f"this chart has no files/{path}", str(caught.exception))
 
     def test_readme_is_current(self):
