@@ -88,11 +88,15 @@ def context(into):
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, target)
     # Cargo builds nothing where a target that the manifest names is missing.
-    said = run("cargo", "metadata", "--no-deps", "--locked", "--format-version=1", cwd=into,
+    missing = targets(Path()) - targets(into)
+    assert not missing, f".dockerignore leaves out the target {missing}"
+
+
+def targets(directory):
+    """What Cargo can build there."""
+    said = run("cargo", "metadata", "--no-deps", "--locked", "--format-version=1", cwd=directory,
                capture_output=True).stdout
-    targets = json.loads(said)["packages"][0]["targets"]
-    missing = [it["src_path"] for it in targets if not Path(it["src_path"]).exists()]
-    assert targets and not missing, f".dockerignore leaves out {missing}"
+    return {it["name"] for it in json.loads(said)["packages"][0]["targets"]}
 
 
 def build_again(first, work):
