@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -380,6 +381,28 @@ class Chart(unittest.TestCase):
             found = [said for _, said in REFUSED
                      if re.search(re.escape(said.split(" is ")[0]), message) or re.match(pattern, said)]
             self.assertTrue(found, message)
+
+    def test_the_commands_of_the_readme_render(self):
+        commands = re.findall(r"^helm install avouch helm/avouch .*?(?<!\\)$", (CHART / "README.md").read_text(),
+                              re.M | re.S)
+        kinds = []
+        for command in commands:
+            words = shlex.split(command.replace("\\\n", " "))
+            self.assertEqual(words[:6], ["helm", "install", "avouch", "helm/avouch", "--namespace", "identity"])
+            self.assertEqual(set(words[6::2]), {"--set"})
+            values = {}
+            for word in words[7::2]:
+                path, value = word.split("=", 1)
+                # A dot in a key is escaped, and a list stands in braces or by its only index.
+                *way, key = [it.replace("\\.", ".") for it in re.split(r"(?<!\\)\.", path)]
+                inner = values
+                for step in way:
+                    step, first = (step[:-3], True) if step.endswith("[0]") else (step, False)
+                    inner = inner.setdefault(step, [{}] if first else {})
+                    inner = inner[0] if first else inner
+                inner[key] = value[1:-1].split(",") if value.startswith("{") else value
+            kinds.append(server(render(values))["kind"])
+        self.assertEqual(kinds, ["StatefulSet", "Deployment"])
 
     def test_everything_wrong_is_said_at_once(self):
         with self.assertRaises(helm_python.HelmError) as caught:
