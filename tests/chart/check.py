@@ -46,10 +46,11 @@ FOREIGN = {
     ("security.istio.io/v1", "RequestAuthentication"),
 }
 # Keys of the configuration that neither the chart sets nor `settings` takes: they name files that no
-# volume brings, or would take the audit log off the pod's output.
-LEFT_OUT = {"audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output", "password.blocklist_file"}
+# volume brings.
+LEFT_OUT = {"password.blocklist_file"}
 # What the chart says itself, of what other values say, and no setting may change.
 OWN = {
+    "audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output",
     "etcd.ca_file", "etcd.cert_file", "etcd.key_file", "etcd.password_file",
     "etcd.plaintext_behind_mesh", "etcd.username", "issuer.audience", "issuer.url", "keys.backup_key_file", "keys.encryption_key_file", "limits.max_connections",
     "password.memory_kib", "password.pepper_file", "password.workers", "server.admin_client_file", "server.drain_delay",
@@ -269,6 +270,15 @@ REFUSED = [
     ({"settings.server.listen": "0.0.0.0:1"}, "additional properties 'listen' not allowed"),
     ({"settings.keys.encryption_key_file": "/x"}, "'encryption_key_file' not allowed"),
     ({"settings.sotre.path": "/x"}, "additional properties 'sotre' not allowed"),
+    ({"audit.collectorUrl": "http://collector:4317"}, "audit.collectorUrl must begin with https://"),
+    ({"audit.collectorUrl": "https://collector:4317"}, "audit.collectorUrl is https and needs audit.caSecretName"),
+    ({"audit.caSecretName": "x"}, "audit.caSecretName has no effect"),
+    ({"audit.collectorUrl": "https://collector:4317", "audit.caSecretName": "x"},
+     "audit.collectorUrl needs networkPolicy.egress"),
+    ({"settings.telemetry.otlp_endpoint": "http://10.0.0.1:4317"},
+     "settings.telemetry.otlp_endpoint needs networkPolicy.egress"),
+    ({"audit.collectorUrl": "https://user@collector:4317"}, "at '/audit/collectorUrl'"),
+    ({"settings.audit.output": "/tmp/audit"}, "additional properties 'output' not allowed"),
     ({"pod.userId": 0}, "at '/pod/userId'"),
     ({"pod.labels": {"app.kubernetes.io/name": "x"}}, "invalid propertyName 'app.kubernetes.io/name'"),
     ({"pod.annotations": {"checksum/config": "x"}}, "invalid propertyName 'checksum/config'"),
