@@ -26,6 +26,7 @@ import helm_python
 import kubernetes_validate
 import yaml
 
+import etcd
 import readme
 import rules
 
@@ -824,22 +825,69 @@ class Program(unittest.TestCase):
         text = config(objects).replace("/etc/avouch", f"{self.scratch}/etc")
         text = text.replace("/var/lib/avouch", f"{self.scratch}/var")
         text = re.sub(r'"0\.0\.0\.0:77\d\d"', '"127.0.0.1:0"', text)
-        for folder in ("etc/config", "etc/encryption", "var"):
+        for folder in ("etc/config", "var"):
             (self.scratch / folder).mkdir(parents=True)
         (self.scratch / "etc/config/avouch.toml").write_text(text)
-        self.secret("etc/encryption/encryption.key", base64.b64encode(os.urandom(32)).decode() + "\n")
+        if not (self.scratch / "etc/encryption/encryption.key").exists():
+            self.secret("etc/encryption/encryption.key", base64.b64encode(os.urandom(32)).decode() + "\n")
         args = [it.replace("/etc/avouch", f"{self.scratch}/etc") for it in container["args"]]
         with (self.scratch / "log").open("w") as log:
             process = subprocess.Popen([PROGRAM, *args], stdout=log, stderr=log,
                                        env=self.environment(container), cwd="/", umask=0o022)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
-        found = self.scratch / "var/data/addresses.json"
+        found = self.scratch / "var" / ("data" if "path" in tomllib.loads(text)["store"] else "") / "addresses.json"
         deadline = time.monotonic() + 120
         while not found.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertTrue(found.exists(), (self.scratch / "log").read_text())
         return process, json.loads(found.read_text())
+
+    def test_servers_on_etcd_start_as_rendered(self):
+        password = "a password of etcd"
+        values = profile("etcd")
+        member = etcd.Etcd(self.scratch / "member", values["etcd"]["prefix"] + "/",
+                           values["etcd"]["username"], password)
+        self.addCleanup(member.stop)
+        values = changed(values, "etcd.endpoints", [member.address])
+        # The listeners' own certificate is not what is tried here.
+        values = changed(changed(values, "tls", {"mode": "mesh"}), "networkPolicy.egress", [{}])
+        values = changed(values, "issuer.url", "http://id.example.com")
+        objects = render(values)
+        encryption = base64.b64encode(os.urandom(32)).decode()
+        credentials = json.dumps({"client_id": "admin", "client_secret": "avs1_" + "s" * 43})
+        home, servers = self.scratch, []
+        for number in range(3):
+            self.scratch = home / str(number)
+            for path, text in (
+                    ("etcd-ca/ca.crt", (member.files / "ca.crt").read_text()),
+                    ("etcd-certificate/tls.crt", (member.files / "client.crt").read_text()),
+                    ("etcd-certificate/tls.key", (member.files / "client.key").read_text()),
+                    ("etcd-password/password", password), ("encryption/encryption.key", encryption),
+                    ("admin-client/credentials.json", credentials)):
+                self.secret(f"etc/{path}", text)
+            servers.append(self.start(objects))
+        given = home / "0/etc/admin-client/credentials.json"
+
+        def listed(addresses):
+            done = self.run_program("client", "list", "--json", "--credentials", given,
+                                    "--server", f"http://{addresses['grpc']}", env={})
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return [json.loads(it)["client_id"] for it in done.stdout.splitlines()]
+
+        for _, addresses in servers:
+            self.wait_for(f"http://{addresses['ops']}/readyz", time.monotonic() + 120)
+            self.assertEqual(listed(addresses), ["admin"])
+        # What one of them was told the others know, and nobody keeps it but etcd.
+        done = self.run_program("client", "create", "web", "--audience", "orders", "--json", "--credentials",
+                                given, "--server", f"http://{servers[0][1]['grpc']}", env={})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for number, (process, addresses) in enumerate(servers):
+            self.assertEqual(listed(addresses), ["admin", "web"])
+            self.assertEqual([it.name for it in (home / f"{number}/var").iterdir()], ["addresses.json"])
+        for process, _ in servers:
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
 
     def secret(self, name, text):
         """A file as the kubelet makes it of a Secret."""
