@@ -18,7 +18,7 @@ use tower_layer::Layer as _;
 use crate::crypto::stream::StreamKey;
 use crate::crypto::{KeyFileError, OsEntropy, Sealer};
 use crate::domain::client::Lifetimes;
-use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::LogId;
 use crate::domain::key::{KeyRecord, RingPolicy};
@@ -260,6 +260,22 @@ impl KeyPublisher for PublishKeys {
 
 type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
 
+/// How far a clock may be behind the store without a word: what verifiers allow.
+const CLOCK_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The clock of the machine, which stands still while it is behind the store.
+fn system_clock(floor: Timestamp) -> Arc<dyn Clock> {
+    let wall = SystemClock::default().now();
+    let behind = floor.since(wall);
+    if behind > CLOCK_LEEWAY {
+        tracing::warn!(
+            %wall, store = %floor, behind = ?behind,
+            "the clock is behind the newest time in the store, and time stands still until it has caught up"
+        );
+    }
+    Arc::new(SystemClock::starting_at(floor))
+}
+
 fn open_store(
     options: &StoreOptions,
     log_id: LogId,
@@ -305,8 +321,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     let metrics = deps.metrics;
     let log_id = LogId::from_bytes(entropy.bytes());
     let (store, store_failed) = open_store(&options.store, log_id, &metrics)?;
-    let clock =
-        deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
+    let clock = deps.clock.unwrap_or_else(|| system_clock(store.time_floor()));
     let keeper = KeyKeeper {
         store: Arc::clone(&store),
         sealer,
@@ -477,6 +492,7 @@ impl Bound {
             Arc::clone(&self.metrics),
             self.sweep_interval,
         ));
+        background.spawn(tasks::count_sessions(Arc::clone(&service), Arc::clone(&self.metrics)));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
         background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
 

@@ -13,6 +13,7 @@ mod beside;
 mod bootstrap;
 mod cli;
 mod client;
+mod clock;
 mod crash;
 mod disk;
 mod drain;
