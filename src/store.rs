@@ -105,6 +105,16 @@ pub enum OpenError {
         /// What does not match.
         what: String,
     },
+    /// It goes on elsewhere.
+    #[error(
+        "{place} was moved to {to}, or is on its way there; use that one, or `avouch migrate --stay` to use this one, which knows nothing of what happened in the other"
+    )]
+    Moved {
+        /// The directory, or the members and the prefix.
+        place: String,
+        /// Where it is now.
+        to: String,
+    },
     /// The operating system refused.
     #[error("cannot open {path}: {source}")]
     Io {

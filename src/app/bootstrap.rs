@@ -1,15 +1,14 @@
 //! The first credentials: made once, written to files that only the owner reads, before the store
 //! knows of them, so that a crash in between leaves nothing that nobody can open.
 
+mod first_admin;
 pub mod given;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::BuildError;
-use crate::cli::files::{
-    ADMIN_CLIENT, ClientCredentials, DEV_PASSWORD, DEV_USER, LOGIN_CLIENT, write_private,
-};
+use crate::cli::files::{ClientCredentials, DEV_PASSWORD, DEV_USER, LOGIN_CLIENT, write_private};
 use crate::crypto::OsEntropy;
 use crate::domain::caller::{Caller, Grant, Right};
 use crate::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
@@ -45,15 +44,20 @@ pub fn dev_encryption_key(data: &Path) -> Result<PathBuf, BuildError> {
     Ok(path)
 }
 
-/// What the first start made.
+/// What is known of the first admin client.
 #[derive(Debug, Default)]
 pub struct Made {
-    /// The file with the admin client's credentials.
+    /// The file with its credentials, if this start made it.
     pub admin_client: Option<PathBuf>,
+    /// What it is called, which says where it was made, if its credentials are not in this directory.
+    pub elsewhere: Option<Box<str>>,
+    /// When it was made; none when there is none any more.
+    pub made: Option<Timestamp>,
 }
 
 /// Makes the admin client if there is no client at all, and with `dev` the client and the user to
-/// try things with. Their tokens live as long as the configuration says.
+/// try things with. Their tokens live as long as the configuration says. Of any number of servers that
+/// start on one store at once, one makes it; its name says on which `host`.
 ///
 /// # Errors
 /// When the store or a file cannot be written.
@@ -62,12 +66,15 @@ pub async fn first_credentials(
     data: &Path,
     dev: bool,
     lifetimes: Lifetimes,
+    host: Option<&str>,
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
-    let started = service.store().find_client(&admin).await?.is_some();
+    if let Some(client) = service.store().find_client(&admin).await? {
+        return first_admin::find(&client, data);
+    }
     let mut clients = service.store().clients(None, 2).await?;
     clients.retain(|client| client.id.as_str() != "login");
-    if started || !clients.is_empty() {
+    if !clients.is_empty() {
         return Ok(Made::default());
     }
     let audience = service.settings().own_audience.clone();
@@ -79,12 +86,12 @@ pub async fn first_credentials(
         make_client(service, client, &data.join(LOGIN_CLIENT)).await?;
         make_user(service, &data.join(DEV_PASSWORD)).await?;
     }
-    let client =
-        registration("admin", "First admin client", false, &[audience.to_string()], &Right::ALL)?;
-    let client = Client { lifetimes, ..client };
-    let path = data.join(ADMIN_CLIENT);
-    make_client(service, client, &path).await?;
-    Ok(Made { admin_client: Some(path) })
+    let name = match host {
+        Some(host) => format!("First admin client, made on {host}"),
+        None => "First admin client".to_owned(),
+    };
+    let client = registration("admin", &name, false, &[audience.to_string()], &Right::ALL)?;
+    first_admin::make(service, Client { lifetimes, ..client }, data).await
 }
 
 fn registration(

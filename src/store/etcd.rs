@@ -27,15 +27,17 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::cache::Cache;
+use self::capture::{Capturing, EtcdCapture};
 use self::client::{CallError, Client};
 use self::core::{Core, Counters, Fence};
 use self::keys::{FENCES, Keys, unstamped};
 use self::locks::Locks;
 use self::log::Log;
-use self::meta::{Claim, Meta};
+use self::meta::{Claim, Meta, Standing};
 use self::request::range_of_one;
 pub use self::settings::{EtcdLogin, EtcdSettings, EtcdTls};
 use self::view::Trust;
+use super::backup::{Capture, CaptureError};
 use super::engine::{
     Answer, Commit, Decision, Engine, EngineStatus, LoggedEvent, Observer, Query, TIME_KEY,
 };
@@ -45,6 +47,7 @@ use crate::domain::entropy::Entropy;
 use crate::domain::ids::{Cursor, LogId, Revision};
 
 mod cache;
+mod capture;
 pub(in crate::store) mod client;
 mod commit;
 mod core;
@@ -54,9 +57,11 @@ mod locks;
 mod log;
 mod member;
 pub(in crate::store) mod meta;
+pub mod moving;
 pub(in crate::store) mod pb;
 mod request;
 mod resolve;
+pub mod restore;
 mod settings;
 mod view;
 
@@ -76,6 +81,7 @@ pub struct EtcdEngine {
     meta: Meta,
     time_floor: Timestamp,
     tasks: Vec<JoinHandle<()>>,
+    capturing: Capturing,
 }
 
 impl EtcdEngine {
@@ -158,7 +164,7 @@ impl EtcdEngine {
             tokio::spawn(look_at_members(Arc::clone(&core))),
         ];
         let time_floor = Timestamp::from_millis(time.unwrap_or_default());
-        Ok(Self { core, meta, time_floor, tasks })
+        Ok(Self { core, meta, time_floor, tasks, capturing: Capturing::default() })
     }
 
     /// Lets adopted records be opened.
@@ -167,7 +173,7 @@ impl EtcdEngine {
     /// [`StoreError::Unavailable`] when etcd does not answer.
     pub async fn finish_adoption(&self) -> Result<(), StoreError> {
         let core = &self.core;
-        let meta = Meta { unfinished: false, ..self.meta };
+        let meta = Meta { standing: Standing::Whole, ..self.meta };
         let known = core.meta_changed.load(Ordering::Relaxed);
         let written = meta::write(&core.client, &core.keys, &meta, known, core.deadline()).await?;
         let changed = written.ok_or_else(|| {
@@ -272,6 +278,11 @@ impl Engine for EtcdEngine {
 
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {
         Ok(self.core.log.after(after, limit))
+    }
+
+    fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
+        let (settings, log_id) = (&self.core.settings, self.meta.log_id);
+        Ok(Box::new(EtcdCapture::begin(settings, log_id, &self.capturing)?))
     }
 
     fn log_id(&self) -> LogId {

@@ -53,6 +53,9 @@ const RESTORE_STEPS: u32 = 1 << 20;
 /// How many sources are forgotten when the failures on an account are.
 const MAX_SOURCES_CLEARED: usize = 10_000;
 
+/// How often the ring is read until it is the same at the end as at the beginning.
+const MAX_READS_OF_THE_RING: usize = 16;
+
 type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
@@ -396,7 +399,15 @@ impl<E: Engine> Store for Ledger<E> {
     }
 
     async fn ring(&self) -> Decided<StoredRing> {
-        self.ask(ring::stored).await
+        for _ in 0..MAX_READS_OF_THE_RING {
+            let stored = self.ask(ring::stored).await?;
+            // It is several records, and a query sees each at a moment of its own. Each change raises
+            // the version, so while that is the same they are of one ring.
+            if self.ask(ring::version).await? == stored.version {
+                return Ok(stored);
+            }
+        }
+        Err(StoreError::Unavailable("the key ring is being changed by others".to_owned()))
     }
 
     async fn change_ring(

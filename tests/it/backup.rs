@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use avouch::app::offline::Files;
-use avouch::cli::offline::{Offline as _, OfflineError, Restore, Restored, Verified, Verify};
+use avouch::cli::offline::{
+    Offline as _, OfflineError, Place, Restore, Restored, Verified, Verify,
+};
 use avouch::client::watch::{Watch, WatchEvent, WatchSettings};
 use avouch::crypto::stream::{StreamKey, StreamOpener, StreamSealer};
 use avouch::domain::clock::ManualClock;
@@ -73,7 +75,8 @@ async fn restore_with(
 ) -> Result<Restored, OfflineError> {
     let job = Restore {
         backup: backup.to_owned(),
-        directory: directory.to_owned(),
+        to: Place::Directory(directory.to_owned()),
+        scratch: std::env::temp_dir(),
         key: SecretText::new(key.to_owned()),
         revoke_everything,
     };
@@ -90,7 +93,15 @@ async fn verify(backup: &Path) -> Result<Verified, OfflineError> {
 }
 
 async fn verify_directory(path: &Path) -> Result<Verified, OfflineError> {
-    Files.verify(Verify::Directory(path.to_owned()), &mut |_| {}).await
+    Files
+        .verify(
+            Verify::Store {
+                place: Place::Directory(path.to_owned()),
+                scratch: std::env::temp_dir(),
+            },
+            &mut |_| {},
+        )
+        .await
 }
 
 fn revoke_session(id: &str) -> Target {

@@ -32,6 +32,7 @@ mod process;
 mod race;
 mod redaction;
 mod refresh;
+mod replicas;
 mod revoke;
 mod sessions;
 mod sidecar;

@@ -48,7 +48,7 @@ pub async fn register(
     let client = Client { lifetimes, ..client };
     let origin = Origin::default();
     match service.create_client_with(&Caller::system(), client, Some(&secret), &origin).await {
-        Ok(_) => Ok(Made { admin_client: Some(file.to_owned()) }),
+        Ok(_) => Ok(Made { admin_client: Some(file.to_owned()), ..Made::default() }),
         // By another replica, a moment ago, with the same file.
         Err(AdminError::Taken) => Ok(Made::default()),
         Err(error) => Err(failed("client", error)),

@@ -27,14 +27,49 @@ pub(in crate::store) struct Meta {
     pub(in crate::store) log_id: LogId,
     /// The cluster that acknowledged what is there.
     pub(in crate::store) cluster_id: u64,
-    /// Whether a restore or an adoption has not come to its end.
-    pub(in crate::store) unfinished: bool,
+    /// Whether it may be opened.
+    pub(in crate::store) standing: Standing,
+}
+
+/// Whether records may be opened. Every transaction of an engine compares the record, so one that has
+/// them open writes nothing any more once this changes, and fails.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::store) enum Standing {
+    /// They may.
+    Whole,
+    /// An adoption has not come to its end.
+    Adopting,
+    /// They are being written by a restore or a move, or were, by one that was cut off.
+    Restoring,
+    /// They go on elsewhere, or are on their way there.
+    Moved,
+}
+
+impl Standing {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Whole => 0,
+            Self::Adopting => 1,
+            Self::Restoring => 2,
+            Self::Moved => 3,
+        }
+    }
+
+    const fn of(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Whole),
+            1 => Some(Self::Adopting),
+            2 => Some(Self::Restoring),
+            3 => Some(Self::Moved),
+            _ => None,
+        }
+    }
 }
 
 impl Meta {
     /// As it is stored.
     pub(in crate::store) fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![LAYOUT, u8::from(self.unfinished)];
+        let mut bytes = vec![LAYOUT, self.standing.code()];
         bytes.extend_from_slice(&self.schema.to_be_bytes());
         bytes.extend_from_slice(&self.cluster_id.to_be_bytes());
         bytes.extend_from_slice(self.log_id.as_bytes());
@@ -46,16 +81,15 @@ impl Meta {
         let (first, rest) = bytes.split_first_chunk::<2>()?;
         let (schema, rest) = rest.split_first_chunk::<4>()?;
         let (cluster, rest) = rest.split_first_chunk::<8>()?;
-        let unfinished = match first {
-            [LAYOUT, 0] => false,
-            [LAYOUT, 1] => true,
+        let standing = match first {
+            [LAYOUT, code] => Standing::of(*code)?,
             _ => return None,
         };
         Some(Self {
             schema: u32::from_be_bytes(*schema),
             log_id: LogId::from_bytes(rest.try_into().ok()?),
             cluster_id: u64::from_be_bytes(*cluster),
-            unfinished,
+            standing,
         })
     }
 }
@@ -99,7 +133,7 @@ pub(super) async fn claim(
             schema: settings.schema_version,
             log_id: new_log_id,
             cluster_id,
-            unfinished: false,
+            standing: Standing::Whole,
         };
         let (wanted, known) = match found.first().and_then(|found| found.kvs.first()) {
             None if is_empty => (first, 0),
@@ -112,8 +146,15 @@ pub(super) async fn claim(
                     return Err(OpenError::Schema { path: place, found, expected });
                 }
                 match claim {
-                    Claim::Open if meta.unfinished => {
+                    _ if meta.standing == Standing::Restoring => {
                         return Err(OpenError::Unfinished { path: place });
+                    }
+                    _ if meta.standing == Standing::Moved => {
+                        let to = "another store".to_owned();
+                        return Err(OpenError::Moved { place, to });
+                    }
+                    Claim::Open if meta.standing == Standing::Adopting => {
+                        return Err(half_adopted(settings));
                     }
                     Claim::Open if meta.cluster_id == cluster_id => {
                         return Ok((meta, kv.mod_revision));
@@ -124,16 +165,26 @@ pub(super) async fn claim(
                             meta.cluster_id
                         )));
                     }
-                    Claim::Adopt if meta.unfinished && meta.log_id == new_log_id => {
+                    Claim::Adopt
+                        if meta.standing == Standing::Adopting && meta.log_id == new_log_id =>
+                    {
                         return Ok((meta, kv.mod_revision));
                     }
-                    Claim::Adopt => (Meta { unfinished: true, ..first }, kv.mod_revision),
+                    Claim::Adopt => {
+                        (Meta { standing: Standing::Adopting, ..first }, kv.mod_revision)
+                    }
                 }
             }
         };
         write(client, keys, &wanted, known, deadline).await.map_err(away)?;
     }
     Err(OpenError::Unreachable { place, what: "it did not answer in time".to_owned() })
+}
+
+/// Says that an adoption was cut off.
+pub(super) fn half_adopted(settings: &EtcdSettings) -> OpenError {
+    let what = "its adoption was cut off, adopt it again".to_owned();
+    OpenError::Replaced { place: settings.place(), what }
 }
 
 /// Writes the record if it was last changed at `known`. Gives the revision if so.

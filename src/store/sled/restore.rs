@@ -18,24 +18,7 @@ use super::record::{META_KEY, Meta, fingerprint, seal};
 use super::{SledEngine, SledSettings};
 use crate::domain::ids::LogId;
 use crate::store::OpenError;
-use crate::store::backup::{Change, Point};
-
-/// Why nothing was restored.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// There is something in the directory.
-    #[error("{path} is not empty; restore into an empty directory")]
-    NotEmpty {
-        /// The directory.
-        path: String,
-    },
-    /// What was given is not what the backup says it should come to.
-    #[error("the backup is damaged: {0}")]
-    Damaged(String),
-    /// The directory cannot be used.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-}
+use crate::store::backup::{Change, Point, RestoreError};
 
 /// A directory that is being restored. Dropped before its end, it is as empty as before.
 pub struct Restore {

@@ -260,7 +260,7 @@ async fn records_of_another_etcd_of_another_version_or_without_their_own_do_not_
     let adopted = EtcdEngine::adopt(settings.clone(), new_log, entropy()).await.unwrap();
     assert_eq!((adopted.log_id(), adopted.head().log_id), (new_log, new_log));
     let error = try_open(&settings).await.err().unwrap();
-    assert!(matches!(error, OpenError::Unfinished { .. }), "{error}");
+    assert!(matches!(error, OpenError::Replaced { .. }), "{error}");
     adopted.commit(count(b"c")).await.unwrap();
     adopted.finish_adoption().await.unwrap();
     adopted.commit(count(b"c")).await.unwrap();
