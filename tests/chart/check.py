@@ -172,7 +172,7 @@ def settings_schema():
 
 
 # The examples, and a namespace of each. One that mounts a directory of the node needs a privileged one.
-EXAMPLES = {"node-agent": "avouch-nodes", "restore": "identity", "sidecar": "shop"}
+EXAMPLES = {"migrate": "identity", "node-agent": "avouch-nodes", "restore": "identity", "sidecar": "shop"}
 
 
 def example(name):
@@ -690,6 +690,8 @@ class Cluster(unittest.TestCase):
                     for path, value in BACKUP.items():
                         values = changed(values, path, value)
                     known = objects + render(values)
+                    # That of the StatefulSet is made by its controller.
+                    known += [it for it in example("restore") if it["kind"] == "PersistentVolumeClaim"]
                 found = [f"{it['kind']}: {said}" for it in objects
                          for said in rules.linted(it, known)]
                 found += rules.joined(objects)
@@ -885,6 +887,11 @@ class Program(unittest.TestCase):
         for number, (process, addresses) in enumerate(servers):
             self.assertEqual(listed(addresses), ["admin", "web"])
             self.assertEqual([it.name for it in (home / f"{number}/var").iterdir()], ["addresses.json"])
+        done = self.run_program("client", "create", "backup", "--audience", "avouch", "--grant", "admin", "--json",
+                                "--credentials", given, "--server", f"http://{servers[1][1]['grpc']}", env={})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        (self.scratch / "etc/backup.json").write_text(done.stdout)
+        self.back_up(one(objects, "CronJob"), servers[2][1]["grpc"])
         for process, _ in servers:
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
@@ -1049,6 +1056,26 @@ class Program(unittest.TestCase):
             group = agent["securityContext"]["runAsGroup"]
             self.assertIn(group, pod["securityContext"]["supplementalGroups"])
             self.assertNotEqual(pod["securityContext"]["runAsUser"], agent["securityContext"]["runAsUser"])
+
+    def test_the_example_of_a_migration_fits_both_engines(self):
+        job = next(it for it in example("migrate") if it["kind"] == "Job")
+        sled, values = render(profile("cert-manager")), profile("etcd")
+        values = changed(values, "etcd.prefix", "/avouch")
+        etcd_url = tomllib.loads(config(render(values)))["store"]["url"]
+        spec, whole = job["spec"]["template"]["spec"], server(sled)["spec"]["template"]["spec"]
+        self.assertEqual(spec["securityContext"], whole["securityContext"])
+        (container,) = spec["containers"]
+        self.accepted(container, "migrate")
+        self.assertIn(f"--from={tomllib.loads(config(sled))['store']['path']}", container["args"])
+        # 2379 need not be said.
+        (to,) = [it for it in container["args"] if it.startswith("--to=")]
+        self.assertEqual(to.replace(":2379", ""), f"--to={etcd_url}".replace(":2379", ""))
+        (claim,) = [it["persistentVolumeClaim"]["claimName"] for it in spec["volumes"] if it["name"] == "data"]
+        (template,) = server(sled)["spec"]["volumeClaimTemplates"]
+        self.assertEqual(claim, f"{template['metadata']['name']}-{server(sled)['metadata']['name']}-0")
+        done = self.run_program(*container["args"], env={})
+        self.assertIn("/etc/avouch/etcd-ca/ca.crt", done.stderr)
+        self.assertNotEqual(done.returncode, 0)
 
     def test_the_example_of_a_restore_fits_the_server(self):
         objects, served = example("restore"), render(profile("cert-manager"))
