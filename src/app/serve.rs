@@ -285,7 +285,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let host = config.store.url.as_ref().map(|_| host_name());
     let (dev, host) = (config.dev, host.as_deref());
     let made = match &config.server.admin_client_file {
-        Some(path) => bootstrap::given_credentials(&service, path, lifetimes).await?,
+        Some(path) => bootstrap::given::register(&service, path, lifetimes).await?,
         None => bootstrap::first_credentials(&service, &data, dev, lifetimes, host).await?,
     };
     if let (Some(name), Some(at), Some(_)) = (&made.elsewhere, made.made, host) {
