@@ -8,7 +8,7 @@ use crate::metrics::StoreRecorder;
 /// How an [`EtcdEngine`](super::EtcdEngine) behaves.
 #[derive(Clone, Debug)]
 pub struct EtcdSettings {
-    /// The members, each `host:port`.
+    /// The members, each `http://host:port` or `https://host:port`.
     pub endpoints: Vec<String>,
     /// What every key begins with. Whoever has another prefix in the same etcd sees nothing of this
     /// avouch.
