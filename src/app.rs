@@ -18,7 +18,7 @@ use tower_layer::Layer as _;
 use crate::crypto::stream::StreamKey;
 use crate::crypto::{KeyFileError, OsEntropy, Sealer};
 use crate::domain::client::Lifetimes;
-use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::LogId;
 use crate::domain::key::{KeyRecord, RingPolicy};
@@ -268,6 +268,22 @@ const STORE: &str = "store";
 
 type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
 
+/// How far a clock may be behind the store without a word: what verifiers allow.
+const CLOCK_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The clock of the machine, which stands still while it is behind the store.
+fn system_clock(floor: Timestamp) -> Arc<dyn Clock> {
+    let wall = SystemClock::default().now();
+    let behind = floor.since(wall);
+    if behind > CLOCK_LEEWAY {
+        tracing::warn!(
+            %wall, store = %floor, behind = ?behind,
+            "the clock is behind the newest time in the store, and time stands still until it has caught up"
+        );
+    }
+    Arc::new(SystemClock::starting_at(floor))
+}
+
 /// Opens the store; where there is none yet, it begins with `log_id`.
 async fn open_store(
     options: &StoreOptions,
@@ -326,8 +342,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     let log_id = LogId::from_bytes(entropy.bytes());
     let store_is_away = matches!(options.store, StoreOptions::Etcd(_));
     let (store, store_failed) = open_store(&options.store, log_id, &entropy, &metrics).await?;
-    let clock =
-        deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
+    let clock = deps.clock.unwrap_or_else(|| system_clock(store.time_floor()));
     let keeper = KeyKeeper {
         store: Arc::clone(&store),
         sealer,
@@ -501,6 +516,7 @@ impl Bound {
             Arc::clone(&self.metrics),
             self.sweep_interval,
         ));
+        background.spawn(tasks::count_sessions(Arc::clone(&service), Arc::clone(&self.metrics)));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
         let store_is_away = self.store_latch.is_some();
         let contact = tasks::Contact {

@@ -504,6 +504,10 @@ pub trait Store: Send + Sync + 'static {
     /// the store only for that many.
     async fn sweep(&self, limit: usize, now: Timestamp) -> Result<Swept, StoreError>;
 
+    /// How many sessions are stored, about: those that live, and those that are over, revoked or below
+    /// an epoch until they are swept at their end. Takes as long as reading an index of all of them.
+    async fn count_sessions(&self) -> Result<u64, StoreError>;
+
     /// Begins to read the whole state as of one point, while others go on. Everything that was
     /// acknowledged before this was called is in it, and no change is half in it.
     ///

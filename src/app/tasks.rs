@@ -40,6 +40,21 @@ pub(super) async fn sweep(service: Arc<Service>, metrics: Arc<Metrics>, period: 
     }
 }
 
+/// How often the sessions are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(300);
+
+/// Counts the sessions: not at each scrape, as it reads an index of all of them.
+pub(super) async fn count_sessions(service: Arc<Service>, metrics: Arc<Metrics>) {
+    let mut ticks = every(COUNT_EVERY);
+    loop {
+        ticks.tick().await;
+        match service.store().count_sessions().await {
+            Ok(count) => metrics.sessions(count),
+            Err(error) => tracing::warn!(%error, "cannot count the sessions"),
+        }
+    }
+}
+
 /// Rotates keys when they are due, and follows what another replica did as soon as its event is here.
 pub(super) async fn roll_keys(service: Arc<Service>) {
     let mut ticks = every(Duration::from_secs(5));

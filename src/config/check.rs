@@ -45,6 +45,9 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     numbers(config, errors);
     telemetry(config, errors);
     store::check(config, errors);
+    if config.dev && config.server.admin_client_file.is_some() {
+        errors.push("", "--dev makes its own credentials: leave out server.admin_client_file");
+    }
     audit(config, errors);
     if !config.dev && config.keys.encryption_key_file.is_none() {
         errors.push("", "keys.encryption_key_file is missing: name a file with 32 random bytes in base64, made by: head -c 32 /dev/urandom | base64");
@@ -67,6 +70,7 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
     let mut errors = ConfigErrors::default();
     secret_files(
         &[
+            ("server.admin_client_file", &config.server.admin_client_file),
             ("keys.encryption_key_file", &config.keys.encryption_key_file),
             ("keys.backup_key_file", &config.keys.backup_key_file),
             ("password.pepper_file", &config.password.pepper_file),

@@ -57,6 +57,7 @@ pub(super) fn suite<E: Engine>(shape: Shape, make: impl AsyncFn() -> E) {
         tells_the_observer_first(make().await).await;
         decides_one_after_another(shape, make().await).await;
         proves_contact_until_closed(make().await).await;
+        counts_a_range(make().await).await;
     });
     scans_like_a_sorted_map(shape, &runtime, &make);
 }
@@ -348,6 +349,33 @@ async fn decides_one_after_another(shape: Shape, engine: Arc<dyn Engine>) {
     assert_eq!(revisions.len() as u64, all * each / 2);
     shape.check(&revisions);
     assert!(events.is_sorted_by_key(|event| number(Some(&event.value))));
+}
+
+/// More than one page, of index entries, which an engine may keep many to a record.
+async fn counts_a_range(engine: Arc<dyn Engine>) {
+    let range = || KeyRange::prefix(b"x/");
+    assert_eq!(engine.count(range()).await.unwrap(), 0);
+    let some = |n: u32| {
+        decision(move |txn| {
+            for m in 0..100_u32 {
+                txn.put(format!("x/{:06}", n * 100 + m).into_bytes(), Vec::new());
+            }
+            Ok(())
+        })
+    };
+    for n in 0..50 {
+        engine.commit(some(n)).await.unwrap();
+    }
+    engine.commit(put(b"w", b"before")).await.unwrap();
+    engine.commit(put(b"y", b"behind")).await.unwrap();
+    assert_eq!(engine.count(range()).await.unwrap(), 5_000);
+    let gone = decision(|txn| {
+        txn.delete(b"x/000000".to_vec());
+        txn.delete(b"x/004999".to_vec());
+        Ok(())
+    });
+    engine.commit(gone).await.unwrap();
+    assert_eq!(engine.count(range()).await.unwrap(), 4_998);
 }
 
 async fn proves_contact_until_closed(engine: Arc<dyn Engine>) {

@@ -133,7 +133,7 @@ impl EtcdEngine {
         let [random] = entropy.bytes::<1>();
         let number = random % FENCES;
         let ranges = vec![range_of_one(keys.fence(number)), range_of_one(keys.at(TIME_KEY))];
-        let (found, _) = client.ranges(ranges, deadline).await.map_err(away)?;
+        let (found, revision) = client.ranges(ranges, deadline).await.map_err(away)?;
         let kv = |index: usize| found.get(index).and_then(|found| found.kvs.first());
         let fence = kv(0).map_or(0, |kv| kv.mod_revision);
         let time = kv(1).and_then(|kv| unstamped(TIME_KEY, &kv.value).ok());
@@ -153,6 +153,10 @@ impl EtcdEngine {
             counters: Counters::default(),
             settings,
         });
+        if let Some(found) = found.get(1) {
+            // Each decision looks at it.
+            core.cache.learn(core.keys.at(TIME_KEY).into(), core.known(found, revision));
+        }
         let read = feed::load(&core, deadline).await.map_err(away)?;
         core.look_at_member().await;
         let tasks = vec![
@@ -261,7 +265,7 @@ impl Engine for EtcdEngine {
     }
 
     async fn read(&self, query: Query<'_>) -> Result<Answer, StoreError> {
-        self.core.ask(query, Trust::ToTry).await
+        self.core.ask(query, Trust::Cache).await
     }
 
     async fn recall(&self, query: Query<'_>) -> Result<Answer, StoreError> {

@@ -68,7 +68,7 @@ impl Core {
         freeing: bool,
         deadline: Instant,
     ) -> Result<(Answer, Commit), StoreError> {
-        let mut attempt = Attempt::new(Trust::ToTry);
+        let mut attempt = Attempt::new(Trust::Guesses);
         let mut locked = Locked::default();
         let (mut conflicts, mut waits) = (0, 0);
         loop {

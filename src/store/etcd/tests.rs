@@ -10,10 +10,10 @@ use crate::store::engine::Txn;
 use crate::store::engine_suite::{Shape, count, decision, get, number, put, suite};
 
 mod faults;
-mod history;
 mod proxy;
 mod server;
 mod units;
+mod verbs;
 
 /// Random bytes: what is written by several engines must not be alike.
 struct Random;

@@ -45,11 +45,14 @@ pub(super) struct Scanned {
     pub(super) as_of: i64,
 }
 
-/// What may be taken from the cache.
+/// What may be taken for true that was not read in this call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Trust {
-    /// Everything: it is compared with what is there before there is an answer.
-    ToTry,
+    /// Everything that is in the cache, and that a record of which nothing is known is not there: it is
+    /// all compared before there is an answer. To guess wrong takes no longer than to ask.
+    Guesses,
+    /// Everything that is in the cache: it is compared before there is an answer.
+    Cache,
     /// What is there; what is not may have been written since.
     WhatIsThere,
 }
@@ -133,7 +136,12 @@ impl Attempt {
         let answer = catch_unwind(AssertUnwindSafe(|| decision(&mut txn)))
             .unwrap_or(Err(StoreError::Internal("a decision panicked")));
         let (writes, event) = txn.into_parts();
-        let run = view.run.into_inner();
+        let mut run = view.run.into_inner();
+        if run.is_missing_something() {
+            // What was guessed can be read on the same way.
+            let guessed = run.got.iter().filter(|(_, known)| known.as_of == 0);
+            run.missing.extend(guessed.map(|(key, _)| key.clone()));
+        }
         self.run = run;
         (answer, Wanted { writes, event })
     }
@@ -218,14 +226,18 @@ impl<'a> View<'a> {
         let own = self.attempt.records.get(key);
         let cached = self.over.cache.get(&self.over.keys.at(key));
         let newest = match (own, cached) {
-            (Some(own), Some(cached)) if cached.as_of <= own.as_of => Some(own.clone()),
-            (Some(own), None) => Some(own.clone()),
-            (_, cached) => cached,
-        }?;
+            (Some(own), Some(cached)) if cached.as_of <= own.as_of => own.clone(),
+            (Some(own), None) => own.clone(),
+            (_, Some(cached)) => cached,
+            (None, None) if needs == Needs::Compared && self.attempt.trust == Trust::Guesses => {
+                return Some(Known { value: None, changed: 0, as_of: 0 });
+            }
+            (None, None) => return None,
+        };
         let fresh = self.attempt.moment.is_some_and(|moment| newest.as_of >= moment);
         let will_do = match (needs, self.attempt.trust) {
             (Needs::Fresh, _) => fresh,
-            (Needs::Any, _) | (Needs::Compared, Trust::ToTry) => true,
+            (Needs::Any, _) | (Needs::Compared, Trust::Guesses | Trust::Cache) => true,
             (Needs::Compared, Trust::WhatIsThere) => fresh || newest.value.is_some(),
         };
         will_do.then_some(newest)

@@ -41,17 +41,20 @@ impl Restore {
         let lock = lock_dir(path)?;
         let marker = path.join(UNFINISHED_RESTORE);
         if marker.try_exists().map_err(io_error(&marker))? {
+            // It was empty when that restore began. What a server left since that refused to start, its
+            // log of who did what or a key of its own, is no store, and stays.
             remove_ours(path, false).map_err(io_error(path))?;
-        }
-        let mut names = fs::read_dir(path)
-            .and_then(|entries| {
-                entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
-            })
-            .map_err(io_error(path))?;
-        // What a new file system has by itself.
-        names.retain(|name| name != UNFINISHED_RESTORE && name != "lost+found");
-        if !names.is_empty() {
-            return Err(RestoreError::NotEmpty { path: path.display().to_string() });
+        } else {
+            let mut names = fs::read_dir(path)
+                .and_then(|entries| {
+                    entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
+                })
+                .map_err(io_error(path))?;
+            // What a new file system has by itself.
+            names.retain(|name| name != "lost+found");
+            if !names.is_empty() {
+                return Err(RestoreError::NotEmpty { path: path.display().to_string() });
+            }
         }
         let mut restore = Self {
             path: path.to_owned(),

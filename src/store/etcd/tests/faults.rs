@@ -129,8 +129,8 @@ async fn a_change_that_was_lost_on_its_way_is_made_by_the_next_try() {
 async fn without_etcd_nothing_is_answered_and_nothing_is_proved_until_it_is_back() {
     let mut etcd = Etcd::start();
     let settings = EtcdSettings {
-        request_timeout: Duration::from_millis(500),
-        deadline: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+        deadline: Duration::from_secs(2),
         ..etcd.settings()
     };
     let engine = open(&settings).await;
@@ -165,8 +165,8 @@ async fn a_watch_that_is_silent_proves_nothing_and_answers_no_change() {
     let etcd = Etcd::start();
     let direct = open(&etcd.settings_at(etcd.port, "/w/")).await;
     let settings = EtcdSettings {
-        request_timeout: Duration::from_millis(400),
-        deadline: Duration::from_millis(800),
+        request_timeout: Duration::from_secs(1),
+        deadline: Duration::from_secs(3),
         ..etcd.settings_at(etcd.port, "/w/")
     };
     let engine = open(&settings).await;

@@ -130,6 +130,14 @@ pub(super) async fn try_open(settings: &EtcdSettings) -> Result<EtcdEngine, Open
     EtcdEngine::open(settings.clone(), LOG, super::entropy()).await
 }
 
+/// Opens it as soon as etcd has started, however hasty the settings are.
 pub(super) async fn open(settings: &EtcdSettings) -> EtcdEngine {
+    for _ in 0..30 {
+        match try_open(settings).await {
+            Ok(engine) => return engine,
+            Err(OpenError::Unreachable { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
     try_open(settings).await.unwrap()
 }
