@@ -108,7 +108,7 @@ impl EtcdCapture {
     ) -> Result<Self, CaptureError> {
         let only = capturing.begin()?;
         let (to, pages) = mpsc::channel(PAGES_AHEAD);
-        let (client, keys) = (Client::new(settings), Keys::new(&settings.prefix));
+        let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
         tokio::spawn(async move {
             if let Err(error) = read(&client, &keys, log_id, &to).await {
                 _ = to.send(Err(error)).await;

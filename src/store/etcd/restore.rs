@@ -87,7 +87,7 @@ impl EtcdRestore {
         log_id: LogId,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, RestoreError> {
-        let client = Arc::new(Client::new(&settings));
+        let client = Arc::new(Client::new(&settings, 0));
         let keys = Keys::new(&settings.prefix);
         let failed = |error: CallError| unreachable(&settings, &error);
         let own = vec![range_of_one(keys.meta())];
