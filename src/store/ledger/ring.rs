@@ -15,7 +15,6 @@ pub(super) fn version(reads: &dyn Reads) -> Decided<u64> {
 /// The ring, if nobody changes it meanwhile.
 pub(super) fn stored(reads: &dyn Reads) -> Decided<StoredRing> {
     let all = |kind: u8| reads.scan(&KeyRange::prefix(&[kind]), Order::Ascending, usize::MAX);
-    // The version first: if the ring changes meanwhile, a change by this version conflicts.
     let version = version(reads)?;
     let keys = all(b'k')?
         .iter()
