@@ -69,11 +69,12 @@ pub async fn first_credentials(
     host: Option<&str>,
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
+    let mut clients = service.store().clients(None, 2).await?;
+    clients.retain(|client| client.id.as_str() != "login");
+    // Asked for afterwards: if another server made it a moment ago, it is there.
     if let Some(client) = service.store().find_client(&admin).await? {
         return first_admin::find(&client, data);
     }
-    let mut clients = service.store().clients(None, 2).await?;
-    clients.retain(|client| client.id.as_str() != "login");
     if !clients.is_empty() {
         return Ok(Made::default());
     }

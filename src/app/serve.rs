@@ -291,7 +291,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     if let (Some(name), Some(at), Some(_)) = (&made.elsewhere, made.made, host) {
         tracing::info!(
             %name, %at,
-            "the credentials of the client `admin` are in admin-client.json in the server.files_dir of the replica that made it; whoever lost them needs another client with the right `admin`"
+            "the credentials of the client `admin` are in admin-client.json in the server.files_dir of the replica that made it"
         );
     }
     let facts = Started {

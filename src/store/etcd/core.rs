@@ -186,18 +186,18 @@ impl Core {
         }
     }
 
-    /// Everything in a range as of one revision: of now, if none is named. Gives the revision too.
+    /// Everything in a range as of one revision, which is not before this was called. Gives the revision
+    /// too.
     pub(super) async fn read_all(
         &self,
         range: (Vec<u8>, Vec<u8>),
-        deadline: Instant,
     ) -> Result<(Vec<super::pb::KeyValue>, i64), CallError> {
         let (mut from, end) = range;
         let (mut all, mut at) = (Vec::new(), 0);
         loop {
             let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
             let range = page((from, end.clone()), limit, at);
-            let (mut found, revision) = self.client.ranges(vec![range], deadline).await?;
+            let (mut found, revision) = self.client.ranges(vec![range], self.deadline()).await?;
             if at == 0 {
                 at = revision;
             }

@@ -8,7 +8,7 @@ use crate::metrics::StoreRecorder;
 /// How an [`EtcdEngine`](super::EtcdEngine) behaves.
 #[derive(Clone, Debug)]
 pub struct EtcdSettings {
-    /// The members, each `host:port`.
+    /// The members, each `host:port`, or that as an `http://` or `https://` URL.
     pub endpoints: Vec<String>,
     /// What every key begins with. Whoever has another prefix in the same etcd sees nothing of this
     /// avouch.
@@ -45,8 +45,7 @@ impl EtcdSettings {
 
     /// The members and the prefix, as an operator writes them.
     pub(in crate::store) fn place(&self) -> String {
-        let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
-        format!("{scheme}://{}/{}", self.endpoints.join(","), self.prefix.trim_matches('/'))
+        format!("{} in etcd at {}", self.prefix, self.endpoints.join(", "))
     }
 }
 

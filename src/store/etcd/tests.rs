@@ -9,6 +9,7 @@ use super::*;
 use crate::store::engine::Txn;
 use crate::store::engine_suite::{Shape, count, decision, get, number, put, suite};
 
+mod access;
 mod faults;
 mod proxy;
 mod server;
