@@ -512,7 +512,9 @@ impl<E: Engine> Store for Ledger<E> {
 
     fn time_floor(&self) -> Timestamp {
         let floor = self.engine.time_floor();
-        if floor == Timestamp::default() {
+        // Ahead of the other replicas it would not be one of them: they do not take what comes from
+        // later than now. They keep the time meanwhile.
+        if floor == Timestamp::default() || self.engine.is_shared() {
             return floor;
         }
         Timestamp::from_millis(floor.as_millis().saturating_add(TIME_GRAIN_MILLIS))
