@@ -276,22 +276,13 @@ impl Engine for EtcdEngine {
         self.core.ask(query, Trust::WhatIsThere).await
     }
 
-    fn is_shared(&self) -> bool {
-        true
+    /// Counted by etcd, which reads no record for it.
+    async fn count(&self, range: KeyRange) -> Result<u64, StoreError> {
+        self.core.count(&range).await
     }
 
-    async fn count(&self, range: KeyRange) -> Result<u64, StoreError> {
-        let core = &self.core;
-        let (key, range_end) = core.keys.range(&range);
-        let counted = pb::RangeRequest {
-            key: key.into(),
-            range_end: range_end.into(),
-            count_only: true,
-            ..pb::RangeRequest::default()
-        };
-        let (found, _) = core.client.ranges(vec![counted], core.deadline()).await?;
-        let count = found.first().map_or(0, |found| found.count);
-        Ok(u64::try_from(count).unwrap_or_default())
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn sweeps_at_once(&self) -> usize {

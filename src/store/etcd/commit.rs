@@ -222,7 +222,7 @@ impl Core {
     }
 
     /// The transaction, and what shows that it was carried out.
-    fn transaction(
+    pub(super) fn transaction(
         &self,
         attempt: &Attempt,
         wanted: &Wanted,

@@ -45,7 +45,10 @@ impl EtcdSettings {
 
     /// The members and the prefix, as an operator writes them.
     pub(in crate::store) fn place(&self) -> String {
-        format!("{} in etcd at {}", self.prefix, self.endpoints.join(", "))
+        let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
+        let hosts = self.endpoints.iter().map(|at| at.split_once("://").map_or(&**at, |(_, at)| at));
+        let hosts: Vec<_> = hosts.collect();
+        format!("{scheme}://{}/{}", hosts.join(","), self.prefix.trim_matches('/'))
     }
 }
 

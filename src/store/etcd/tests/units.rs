@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::engine::{KeyRange, Order, Reads, Rests, Value, event_key};
+use crate::store::engine::{Order, Reads, Rests, Value, event_key};
 use crate::store::etcd::cache::Known;
 use crate::store::etcd::keys::{Part, parts, revision_in, stamp_of, stamped};
 use crate::store::etcd::log::Placed;
