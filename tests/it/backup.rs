@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use avouch::app::offline::Files;
 use avouch::cli::offline::{
@@ -477,7 +477,7 @@ async fn a_backup_outlives_the_age_of_its_connection() {
     let channel = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
     let channel = channel.initial_stream_window_size(64 << 10).connect().await.unwrap();
     let mut api = AdminServiceClient::new(channel);
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     let request = bearer(pb::CreateBackupRequest {}, &token);
     let mut pieces = api.create_backup(request).await.unwrap().into_inner();
     let (mut whole, mut point, mut slow) = (Vec::new(), None, 0);

@@ -1,7 +1,7 @@
 //! How connections and listeners end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use avouch::domain::entropy::SeededEntropy;
 use avouch::listen::listener::{DrainSummary, Listener};
@@ -42,7 +42,7 @@ async fn a_connection_that_is_kept_open_outlives_its_grace_but_not_every_bound()
     let mut peer = Raw::open(&server, &[]).await;
     peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post_block("/keep"))).await;
     peer.next_of(GOAWAY).await.expect("asked to go");
-    let asked = Instant::now();
+    let asked = tokio::time::Instant::now();
     peer.until_closed().await;
     // The peer learns of the GOAWAY a little later than the server begins to count.
     assert!(asked.elapsed() > KEPT / 2, "{:?}", asked.elapsed());

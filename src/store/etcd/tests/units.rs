@@ -101,11 +101,10 @@ proptest! {
     /// The log in memory reads like records under `e`.
     #[test]
     fn the_log_scans_like_a_sorted_map(
-        revisions in vec(1..40_i64, 0..20), swept in vec(1..40_i64, 0..6),
+        mut sorted in vec(1..40_i64, 0..20), swept in vec(1..40_i64, 0..6),
         range in any_range(), from in 0..40_u64, descending: bool, limit in 0..9_usize,
     ) {
         let log = Log::new();
-        let mut sorted = revisions.clone();
         sorted.sort_unstable();
         let place = |revision: i64| Bytes::from(revision.to_string());
         let event = |revision: i64| Placed { revision, at: place(revision), value: place(revision) };
