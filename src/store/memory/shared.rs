@@ -225,9 +225,10 @@ impl SharedReplica {
     }
 
     fn reach(&self) -> Result<(), StoreError> {
-        let state = lock(&self.line.0);
-        let broken = state.cut || state.closed;
-        (!broken).then_some(()).ok_or_else(|| StoreError::Unavailable("the line is cut".to_owned()))
+        if lock(&self.line.0).cut {
+            return Err(StoreError::Unavailable("the line is cut".to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -235,6 +236,9 @@ impl SharedReplica {
 impl Engine for SharedReplica {
     async fn commit(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
         self.reach()?;
+        if lock(&self.line.0).closed {
+            return Err(StoreError::Unavailable("it is closed".to_owned()));
+        }
         self.engine.commit(decision).await
     }
 
@@ -280,7 +284,8 @@ impl Engine for SharedReplica {
 
     /// As with an engine that is far away: the line stands, and what is behind it is heard of here.
     async fn prove_contact(&self) -> bool {
-        self.reach().is_ok() && !lock(&self.line.0).held
+        let state = lock(&self.line.0);
+        !state.cut && !state.held && !state.closed
     }
 
     fn board(&self) -> Option<Arc<dyn Board>> {
