@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::client::{CallError, Client};
 use super::keys::{EVENT, Keys, unstamped};
-use super::pb::{KeyValue, RangeRequest};
-use super::request::range_of_one;
+use super::pb::{KeyValue, RangeRequest, RangeResponse};
+use super::request::{MAX_OPS, range_of_one};
 use super::settings::EtcdSettings;
 use crate::domain::ids::{LogId, Revision};
 use crate::store::StoreError;
@@ -23,44 +23,78 @@ use crate::store::backup::{Capture, CaptureError, Captured, Change, Point};
 use crate::store::engine::{ENGINE_PREFIX, KeyRange, Value, event_key, is_index_key};
 use crate::store::sled::{Packer, fingerprint};
 
-/// How many records are read at a time.
-const PAGE: i64 = 1_000;
+/// How many records are read at a time, at most.
+const PAGE: i64 = 8_000;
 /// How many pages wait for a slow reader. The revision does not wait: see [`CaptureError::Compacted`].
 const PAGES_AHEAD: usize = 8;
 /// How long a page may take, with all that are asked for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Everything under the prefix as of one revision, page by page.
+/// Everything under the prefix as of one revision, in the order of the keys, part by part. A range with a
+/// limit would be no page: to say whether there is more, etcd walks its index to the end of the range
+/// each time. So the keys are parted by what they begin with, until a part is small.
 pub(super) struct Pages<'a> {
     client: &'a Client,
-    next: Option<Vec<u8>>,
-    end: Vec<u8>,
+    parts: Vec<Part>,
     revision: i64,
+}
+
+/// Keys that are still to be read.
+enum Part {
+    /// This one.
+    One(Vec<u8>),
+    /// So many that begin so.
+    Beneath(Vec<u8>, i64),
 }
 
 impl<'a> Pages<'a> {
     pub(super) fn new(client: &'a Client, keys: &Keys, revision: i64) -> Self {
-        let (start, end) = keys.range(&KeyRange { start: Vec::new(), end: None });
-        Self { client, next: Some(start), end, revision }
+        Self { client, parts: vec![Part::Beneath(keys.at(b""), i64::MAX)], revision }
     }
 
-    /// The next page; none after the last.
+    /// The next keys; none after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, CallError> {
-        let Some(start) = self.next.take() else { return Ok(None) };
-        let range = RangeRequest {
-            key: start.into(),
-            range_end: self.end.clone().into(),
-            limit: PAGE,
-            revision: self.revision,
-            ..RangeRequest::default()
-        };
-        let (mut found, _) = self.client.ranges(vec![range], Instant::now() + PATIENCE).await?;
-        let found = found.pop().unwrap_or_default();
-        if let (Some(last), true) = (found.kvs.last(), found.more) {
-            self.next = Some([&last.key, [0].as_slice()].concat());
+        while let Some(part) = self.parts.pop() {
+            let range = match part {
+                Part::One(at) => range_of_one(at),
+                Part::Beneath(at, count) if count <= PAGE => beneath(&at),
+                Part::Beneath(at, _) => {
+                    self.split(at).await?;
+                    continue;
+                }
+            };
+            let found = self.read(vec![range]).await?.pop().unwrap_or_default();
+            if !found.kvs.is_empty() {
+                return Ok(Some(found.kvs));
+            }
         }
-        Ok(Some(found.kvs))
+        Ok(None)
     }
+
+    async fn split(&mut self, at: Vec<u8>) -> Result<(), CallError> {
+        let longer: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| [&at[..], &[byte]].concat()).collect();
+        let mut parts = vec![Part::One(at)];
+        for some in longer.chunks(MAX_OPS) {
+            let count = |at: &Vec<u8>| RangeRequest { count_only: true, ..beneath(at) };
+            let counted = self.read(some.iter().map(count).collect()).await?;
+            let counted = some.iter().zip(counted).filter(|(_, found)| found.count > 0);
+            parts.extend(counted.map(|(at, found)| Part::Beneath(at.clone(), found.count)));
+        }
+        self.parts.extend(parts.into_iter().rev());
+        Ok(())
+    }
+
+    async fn read(&self, ranges: Vec<RangeRequest>) -> Result<Vec<RangeResponse>, CallError> {
+        let at = |range| RangeRequest { revision: self.revision, ..range };
+        let ranges = ranges.into_iter().map(at).collect();
+        Ok(self.client.ranges(ranges, Instant::now() + PATIENCE).await?.0)
+    }
+}
+
+fn beneath(at: &[u8]) -> RangeRequest {
+    let KeyRange { start, end } = KeyRange::prefix(at);
+    let (key, range_end) = (start.into(), end.unwrap_or_else(|| vec![0]).into());
+    RangeRequest { key, range_end, ..RangeRequest::default() }
 }
 
 /// The record that stands at a key, as decisions know it; none if it is the engine's own.
