@@ -76,8 +76,7 @@ fn remember(ring: &Mutex<VecDeque<Known>>, known: Known) {
 
 impl Pool {
     pub(crate) fn issued(&self, tokens: &Tokens, app: &App) {
-        let known =
-            Known { session: tokens.session, access: tokens.access.clone(), cursor: None };
+        let known = Known { session: tokens.session, access: tokens.access.clone(), cursor: None };
         remember(&self.live, known);
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         latest.insert(tokens.session, (tokens.clone(), app.clone()));
@@ -215,9 +214,9 @@ impl Caller {
             Ok(Err(status)) if was_not_sent(&status) => return Answer::Unknown,
             Ok(Err(status)) => reading(&status),
         };
-        // Only refresh tokens are refused: everybody else is who they say.
+        // Whoever asks to revoke or to introspect is known.
         let answer = match (answer, asked) {
-            (answer, Asked::Refresh { .. }) => answer,
+            (answer, Asked::Refresh { .. } | Asked::Login { .. }) => answer,
             (Answer::Refused, _) => Answer::Strange("UNAUTHENTICATED".to_owned()),
             (answer, _) => answer,
         };
@@ -263,7 +262,8 @@ impl Caller {
         let mut service = self.service(replica);
         let mut tokens = None;
         let call = service.authenticate(request);
-        self.write_down(replica, asked, call, |answer| self.issued(answer.tokens, &mut tokens)).await;
+        self.write_down(replica, asked, call, |answer| self.issued(answer.tokens, &mut tokens))
+            .await;
         if let Some(tokens) = &tokens {
             self.shared.pool.issued(tokens, app);
         }
@@ -334,8 +334,7 @@ impl Caller {
         access: &str,
         at_least: Option<u64>,
     ) -> Answer {
-        let log_id =
-            self.shared.log_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let log_id = self.shared.log_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let request = pb::IntrospectRequest {
             client: Some(self.shared.cast.admin.clone()),
             token: access.to_owned(),

@@ -73,6 +73,11 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
+    /// Adds what nothing explains.
+    pub(crate) fn explain_none_of(&mut self, these: Vec<String>) {
+        these.into_iter().for_each(|text| self.add(Promise::Explained, text));
+    }
+
     fn add(&mut self, promise: Promise, text: String) {
         self.violations.push(Violation { promise, text });
     }
@@ -84,7 +89,8 @@ pub(crate) fn check(history: &History, rules: Rules) -> Findings {
     for call in &history.calls {
         if let Answer::Strange(what) = &call.answer {
             let (name, caller) = (call.asked.name(), call.caller);
-            findings.add(Promise::Explained, format!("{name} of {caller} at {}: {what}", call.invoked));
+            findings
+                .add(Promise::Explained, format!("{name} of {caller} at {}: {what}", call.invoked));
         }
     }
     let books = Books::of(history, &mut findings);

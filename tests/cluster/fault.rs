@@ -196,9 +196,7 @@ impl Fault {
             Self::RollingRestart => rolling_restart(rig).await,
         }
         rig.network.heal();
-        // Some faults end a process: whoever runs them starts it again.
-        rig.members.iter_mut().for_each(|member| member.program.start());
-        rig.replicas.iter_mut().for_each(|replica| replica.start());
+        rig.start_the_fallen();
         let healed = Instant::now();
         for member in &mut rig.members {
             member.led().await;

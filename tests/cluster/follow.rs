@@ -147,7 +147,14 @@ impl Checking {
         };
         let returned = shared.recorder.now();
         let token = Token::of(access);
-        shared.recorder.verdict(Verdict { verifier: number, session, token, invoked, returned, judged });
+        shared.recorder.verdict(Verdict {
+            verifier: number,
+            session,
+            token,
+            invoked,
+            returned,
+            judged,
+        });
         judged
     }
 }

@@ -49,8 +49,8 @@ pub(crate) async fn ask(
     };
     let begin = body.find('{').unwrap_or(0);
     let end = body.rfind('}').map_or(body.len(), |end| end + 1);
-    let value: Value = serde_json::from_str(&body[begin..end])
-        .map_err(|error| format!("{error}: {head}"))?;
+    let value: Value =
+        serde_json::from_str(&body[begin..end]).map_err(|error| format!("{error}: {head}"))?;
     match value.get("error").and_then(Value::as_str) {
         Some(error) => Err(error.to_owned()),
         None => Ok(value),

@@ -44,15 +44,28 @@ pub(crate) struct Issued {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Asked {
     /// `window` is the retry window of the client.
-    Login { subject: Subject, window: Micros },
-    Refresh { session: Session, token: Token },
+    Login {
+        subject: Subject,
+        window: Micros,
+    },
+    Refresh {
+        session: Session,
+        token: Token,
+    },
     RevokeSession(Session),
     /// One access token alone.
-    RevokeToken { session: Session, token: Token },
+    RevokeToken {
+        session: Session,
+        token: Token,
+    },
     RevokeSubject(Subject),
     RevokeEverything,
     /// About an access token.
-    Introspect { session: Session, token: Token, at_least: Option<u64> },
+    Introspect {
+        session: Session,
+        token: Token,
+        at_least: Option<u64>,
+    },
 }
 
 impl Asked {
@@ -77,7 +90,10 @@ pub(crate) enum Answer {
     /// UNAUTHENTICATED.
     Refused,
     /// Where the log stands, and the event if this call made one.
-    Revoked { cursor: u64, event: Option<Shown> },
+    Revoked {
+        cursor: u64,
+        event: Option<Shown>,
+    },
     Active(bool),
     /// It may have happened or not, and may yet happen: no answer, or one that says nothing.
     Unknown,
@@ -134,11 +150,16 @@ pub(crate) struct Shown {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Seen {
     /// The stream began, and goes on from its cursor or not.
-    Connected { resumed: bool },
+    Connected {
+        resumed: bool,
+    },
     /// The set is complete up to here.
     Synced(u64),
     /// These were new; everything up to `through` was shown.
-    Batch { shown: Vec<Shown>, through: u64 },
+    Batch {
+        shown: Vec<Shown>,
+        through: u64,
+    },
     /// Nothing was new up to here.
     Heartbeat(u64),
     /// The set begins anew.

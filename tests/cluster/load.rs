@@ -152,7 +152,8 @@ impl Worker {
     /// Takes back its own session, and reads that where it was done and elsewhere.
     async fn log_out(&self, tokens: &Tokens) {
         let replica = self.caller.any(&self.dice);
-        let Answer::Revoked { cursor, .. } = self.caller.revoke_session(replica, tokens).await else {
+        let Answer::Revoked { cursor, .. } = self.caller.revoke_session(replica, tokens).await
+        else {
             return;
         };
         let (session, access) = (tokens.session, tokens.access.as_str());
@@ -204,7 +205,8 @@ impl Worker {
                 continue;
             };
             let long = self.dice.chance(60);
-            sleep(if long { app.window + Duration::from_millis(1500) } else { app.window / 8 }).await;
+            sleep(if long { app.window + Duration::from_millis(1500) } else { app.window / 8 })
+                .await;
             let replica = self.caller.any(&self.dice);
             self.caller.refresh(replica, first.session, &first.refresh, &app).await;
             self.pause().await;
@@ -276,7 +278,9 @@ impl Worker {
             let replica = self.caller.any(&self.dice);
             if Instant::now() >= next_everything {
                 next_everything = Instant::now() + self.load.everything_every;
-                self.caller.revoke(replica, Asked::RevokeEverything, Target::Everything(true)).await;
+                self.caller
+                    .revoke(replica, Asked::RevokeEverything, Target::Everything(true))
+                    .await;
                 continue;
             }
             let user = self.dice.below(USERS);

@@ -96,8 +96,7 @@ fn plan(store: Store) -> Plan {
             faults.swap(at, dice.below(at + 1));
         }
         let faults = faults.into_iter().map(|fault| (fault, Duration::from_secs(2))).collect();
-        let sizes =
-            Sizes { quota_mebibytes: 48, disk_mebibytes: 512, compact_after_minutes: None };
+        let sizes = Sizes { quota_mebibytes: 48, disk_mebibytes: 512, compact_after_minutes: None };
         let at_most = Duration::from_secs(3600);
         return Plan { store, seed, sizes, load: LIGHT, faults, at_most };
     }

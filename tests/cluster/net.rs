@@ -130,10 +130,8 @@ pub(crate) struct Network(Arc<Shared>);
 impl Network {
     /// A namespace and a device for each node; this process is among the callers.
     pub(crate) fn new(seed: u64) -> Self {
-        let nodes: Vec<Node> = std::iter::once(Node::Callers)
-            .chain(Node::MEMBERS)
-            .chain(Node::REPLICAS)
-            .collect();
+        let nodes: Vec<Node> =
+            std::iter::once(Node::Callers).chain(Node::MEMBERS).chain(Node::REPLICAS).collect();
         let devices = nodes.iter().map(|node| device(*node)).collect();
         let state = State {
             links: Default::default(),

@@ -69,7 +69,7 @@ pub(crate) async fn play(plan: Plan) {
     let mut calling = load::begin(&shared, plan.load, plan.seed);
     follow::ask(&shared, &verifiers, plan.load.pause, plan.seed, &mut calling);
     said("everybody calls");
-    progress(&shared, 0).await;
+    progress(&mut rig, &shared, 0).await;
     let dice = Dice::new(plan.seed, "faults");
     let mut struck = Vec::new();
     for (fault, hold) in &plan.faults {
@@ -82,10 +82,12 @@ pub(crate) async fn play(plan: Plan) {
         let since = shared.recorder.now();
         rig.serving().await;
         let serving = healed.elapsed();
-        let progress = progress(&shared, since).await;
+        let progress = progress(&mut rig, &shared, since).await;
         let stalls =
             shared.recorder.look(|history| report::stalls(history, from, shared.recorder.now()));
-        said(&format!("    serving after {serving:.1?}, all calls after {progress:.1?}; {stalls:.1?}"));
+        said(&format!(
+            "    serving after {serving:.1?}, all calls after {progress:.1?}; {stalls:.1?}"
+        ));
         struck.push(Struck { name: fault.name(), serving, progress, stalls });
     }
     shared.stop.cancel();
@@ -98,12 +100,18 @@ pub(crate) async fn play(plan: Plan) {
     let mut history = shared.recorder.take();
     history.end = Some(end);
     said(&format!("{} calls to check", history.calls.len()));
-    let findings = checker::check(&history, rules());
+    let mut findings = checker::check(&history, rules());
+    findings.explain_none_of(rig.panics());
+    // A server on its disk may give up when a sync takes too long, as after a pause.
+    if plan.store == Store::Etcd {
+        findings.explain_none_of(rig.fallen.clone());
+    }
     let text = report::markdown(plan.seed, began.elapsed(), &history, &struck, &findings);
     println!("{text}");
     keep(&rig, plan.seed, &text, &findings);
     said("done");
-    let broken: Vec<String> = findings.violations.iter().take(10).map(ToString::to_string).collect();
+    let broken: Vec<String> =
+        findings.violations.iter().take(10).map(ToString::to_string).collect();
     assert!(broken.is_empty(), "seed {}:\n{}", plan.seed, broken.join("\n"));
 }
 
@@ -121,7 +129,7 @@ fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings) {
 }
 
 /// Waits until every kind of call that began after `since` has succeeded at every replica.
-async fn progress(shared: &Shared, since: Micros) -> Duration {
+async fn progress(rig: &mut Rig, shared: &Shared, since: Micros) -> Duration {
     let began = Instant::now();
     loop {
         let missing = shared.recorder.look(|history| {
@@ -143,6 +151,7 @@ async fn progress(shared: &Shared, since: Micros) -> Duration {
         if missing.is_empty() {
             return began.elapsed();
         }
+        rig.start_the_fallen();
         let waited = began.elapsed();
         assert!(waited < PATIENCE, "{waited:?} after everything was put right: no {missing:?}");
         sleep(Duration::from_millis(20)).await;

@@ -90,8 +90,18 @@ impl Program {
         if let Some(mut child) = self.child.take() {
             let ended = timeout(PATIENCE, child.wait()).await;
             let tail = || self.tail(20);
-            ended.unwrap_or_else(|_| panic!("{:?} does not end: {}", self.node, tail())).expect("its end");
+            ended
+                .unwrap_or_else(|_| panic!("{:?} does not end: {}", self.node, tail()))
+                .expect("its end");
         }
+    }
+
+    /// The first panic that it told of.
+    pub(crate) fn panicked(&self) -> Option<String> {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let line = text.lines().find(|line| line.contains("panicked at"))?;
+        Some(format!("{:?}: {line}", self.node))
     }
 
     /// The last lines that it said.

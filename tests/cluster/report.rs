@@ -33,10 +33,8 @@ pub(crate) fn stalls(
     let mut done: Vec<(Micros, &'static str)> = Vec::new();
     // They are written down as they return.
     for call in history.calls.iter().rev().take_while(|call| call.returned >= from) {
-        let good = matches!(
-            call.answer,
-            Answer::Issued(_) | Answer::Revoked { .. } | Answer::Active(_)
-        );
+        let good =
+            matches!(call.answer, Answer::Issued(_) | Answer::Revoked { .. } | Answer::Active(_));
         if good && call.returned <= to {
             done.push((call.returned, call.asked.name()));
         }
@@ -105,9 +103,8 @@ pub(crate) fn markdown(
     }
     let judged = |wanted: Judged| history.verdicts.iter().filter(|it| it.judged == wanted).count();
     let all = || history.watched.iter().flatten().map(|(_, seen)| seen);
-    let events: usize = all()
-        .map(|seen| if let Seen::Batch { shown, .. } = seen { shown.len() } else { 0 })
-        .sum();
+    let events: usize =
+        all().map(|seen| if let Seen::Batch { shown, .. } = seen { shown.len() } else { 0 }).sum();
     let lost = all().filter(|seen| matches!(seen, Seen::Lost(_))).count();
     let resumed = all().filter(|seen| matches!(seen, Seen::Connected { resumed: true })).count();
     let whole = all().filter(|seen| matches!(seen, Seen::Connected { resumed: false })).count();

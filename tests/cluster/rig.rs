@@ -23,6 +23,8 @@ pub(crate) struct Rig {
     pub(crate) members: Vec<Member>,
     pub(crate) replicas: Vec<Program>,
     pub(crate) sizes: Sizes,
+    /// The replicas that ended though nobody ended them, and what they said last.
+    pub(crate) fallen: Vec<String>,
     directory: tempfile::TempDir,
 }
 
@@ -52,7 +54,7 @@ impl Rig {
             }
         }
         let replicas = (0..store.replicas()).map(|index| replica(index, store, path)).collect();
-        let mut rig = Self { network, members, replicas, sizes, directory };
+        let mut rig = Self { network, members, replicas, sizes, fallen: Vec::new(), directory };
         // All at once: one of them makes what the first start makes.
         rig.replicas.iter_mut().for_each(Program::start);
         rig.serving().await;
@@ -75,14 +77,32 @@ impl Rig {
         let began = Instant::now();
         for index in 0..self.replicas.len() {
             while !serves(index).await {
-                let replica = &mut self.replicas[index];
-                assert!(replica.runs(), "replica {index} ended: {}", replica.tail(30));
+                self.start_the_fallen();
+                let replica = &self.replicas[index];
                 let waited = began.elapsed();
                 assert!(waited < PATIENCE, "replica {index} does not serve: {}", replica.tail(30));
                 sleep(Duration::from_millis(50)).await;
             }
         }
         began.elapsed()
+    }
+
+    /// Starts whoever does not run. A replica that nobody has ended is written
+    /// down.
+    pub(crate) fn start_the_fallen(&mut self) {
+        for (index, replica) in self.replicas.iter_mut().enumerate() {
+            if !replica.runs() {
+                self.fallen.push(format!("replica {index} ended: {}", replica.tail(15)));
+                replica.start();
+            }
+        }
+        // A disk that is full ends a member, as etcd's documentation says.
+        self.members.iter_mut().for_each(|member| member.program.start());
+    }
+
+    /// The panics that replicas told of.
+    pub(crate) fn panics(&self) -> Vec<String> {
+        self.replicas.iter().filter_map(Program::panicked).collect()
     }
 
     /// What everybody said, kept where it can be read after the end.

@@ -154,7 +154,9 @@ fn steps(calls: &[Call], page: &Page) -> Vec<Step> {
 /// What came of following one session.
 enum Followed {
     /// There is an order.
-    Fits { only_late: bool },
+    Fits {
+        only_late: bool,
+    },
     /// There is none once this call was answered.
     Broken(usize),
     TooMany,
@@ -231,7 +233,9 @@ pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &m
         let steps = steps(&history.calls, page);
         let timing = Timing { window: page.window, slack: rules.slack };
         match follow(&steps, timing) {
-            Followed::Fits { only_late } => findings.killed_by_a_late_call += usize::from(only_late),
+            Followed::Fits { only_late } => {
+                findings.killed_by_a_late_call += usize::from(only_late)
+            }
             Followed::Broken(step) => {
                 let text = format!(
                     "{session:?}: nothing explains the answer to call {}:\n{}",
@@ -241,7 +245,8 @@ pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &m
                 findings.add(Promise::OneOrder, text);
             }
             Followed::TooMany => {
-                let text = format!("{session:?}: too many orders to follow, of {} calls", steps.len());
+                let text =
+                    format!("{session:?}: too many orders to follow, of {} calls", steps.len());
                 findings.add(Promise::OneOrder, text);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::books::{Books, Page};
+use super::books::{Books, Page, lasts_until};
 use super::{Findings, Promise, Rules};
 use crate::history::{Answer, Asked, Call, History, Judged, Micros, Session, Token};
 
@@ -32,8 +32,12 @@ fn earlier(one: Option<Micros>, other: Micros) -> Option<Micros> {
 
 impl Fate {
     fn of(calls: &[Call], page: &Page, slack: Micros) -> Self {
-        let mut fate =
-            Self { taken: Vec::new(), refused: None, may_die: None, tokens_may_die: HashMap::new() };
+        let mut fate = Self {
+            taken: Vec::new(),
+            refused: None,
+            may_die: None,
+            tokens_may_die: HashMap::new(),
+        };
         let login = &calls[page.login];
         for number in &page.kills {
             let call = &calls[*number];
@@ -110,7 +114,9 @@ pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &m
         else {
             continue;
         };
-        let (Some(fate), Some(ends)) = (fates.get(&session), ends(session, token)) else { continue };
+        let (Some(fate), Some(ends)) = (fates.get(&session), ends(session, token)) else {
+            continue;
+        };
         if *active {
             let seen = fate.taken.iter().find(|taken| {
                 let of_token = taken.token.is_none_or(|it| it == token);
@@ -134,6 +140,27 @@ pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &m
         }
     }
     verdicts(history, &fates, rules, findings, &ends);
+    logins(history, findings);
+}
+
+/// A login with the right password is refused only when its subject was taken back meanwhile: what was
+/// read of the user is not true any more then.
+fn logins(history: &History, findings: &mut Findings) {
+    let refused = history.calls.iter().filter(|call| call.answer == Answer::Refused);
+    for call in refused {
+        let Asked::Login { subject: of, .. } = call.asked else { continue };
+        let met = history.calls.iter().any(|other| {
+            let takes = match other.asked {
+                Asked::RevokeSubject(subject) => subject == of,
+                Asked::RevokeEverything => true,
+                _ => false,
+            };
+            takes && other.invoked <= call.returned && lasts_until(other, call.invoked)
+        });
+        if !met {
+            findings.add(Promise::OneOrder, format!("a login was refused: {call:?}"));
+        }
+    }
 }
 
 fn verdicts(
@@ -144,6 +171,7 @@ fn verdicts(
     ends: &dyn Fn(Session, Token) -> Option<Micros>,
 ) {
     for verdict in &history.verdicts {
+        let who = verdict.verifier;
         let (Some(fate), Some(ends)) =
             (fates.get(&verdict.session), ends(verdict.session, verdict.token))
         else {
@@ -156,7 +184,7 @@ fn verdicts(
                 findings.latest_acceptance = findings.latest_acceptance.max(late);
                 if late > rules.bound {
                     let text = format!(
-                        "accepted {late} us after its revocation was acknowledged: {verdict:?}"
+                        "verifier {who} accepted {late} us after its revocation was acknowledged: {verdict:?}"
                     );
                     findings.add(Promise::Bound, text);
                 }
@@ -164,12 +192,14 @@ fn verdicts(
             Judged::Revoked => {
                 let from = fate.may_be_dead_from(verdict.token);
                 if from.is_none_or(|from| from > verdict.returned) {
-                    let text = format!("refused as revoked, which it was not: {verdict:?}");
+                    let text =
+                        format!("verifier {who} refused as revoked, which it was not: {verdict:?}");
                     findings.add(Promise::Bound, text);
                 }
             }
             Judged::Invalid if verdict.returned + rules.slack < ends => {
-                findings.add(Promise::Bound, format!("refused as none: {verdict:?}"));
+                findings
+                    .add(Promise::Bound, format!("verifier {who} refused as none: {verdict:?}"));
             }
             Judged::Invalid | Judged::Unsure => {}
         }

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::{Findings, Promise, Rules, check};
 use crate::dice::Dice;
 use crate::history::{
-    Answer, Asked, Call, End, History, Issued, Judged, Micros, Seen, Session, Shown, Subject, Token,
-    Verdict,
+    Answer, Asked, Call, End, History, Issued, Judged, Micros, Seen, Session, Shown, Subject,
+    Token, Verdict,
 };
 
 const RULES: Rules = Rules { slack: 10, bound: 500 };
@@ -122,7 +122,12 @@ fn a_line_of_rotations_and_a_retry_inside_the_window_is_good() {
 
 #[test]
 fn two_successors_of_one_token_are_refused() {
-    let two = Answer::Issued(Issued { session: ONE, refresh: Token(999), access: access(9), ends: LATER });
+    let two = Answer::Issued(Issued {
+        session: ONE,
+        refresh: Token(999),
+        access: access(9),
+        ends: LATER,
+    });
     let pen = Pen::login().refresh((30, 40), 0, issued(1));
     pen.refresh((32, 42), 0, two).breaks(Promise::OneLine);
 }
@@ -135,8 +140,12 @@ fn one_successor_of_two_tokens_is_refused() {
 
 #[test]
 fn tokens_of_another_session_are_refused() {
-    let other =
-        Answer::Issued(Issued { session: Session(2), refresh: token(1), access: access(1), ends: LATER });
+    let other = Answer::Issued(Issued {
+        session: Session(2),
+        refresh: token(1),
+        access: access(1),
+        ends: LATER,
+    });
     Pen::login().refresh((30, 40), 0, other).breaks(Promise::OneLine);
 }
 
@@ -178,17 +187,35 @@ fn a_login_that_was_acknowledged_is_not_lost() {
 }
 
 #[test]
+fn a_login_is_refused_only_when_its_subject_is_taken_back_meanwhile() {
+    let asked = Asked::Login { subject: SUBJECT, window: WINDOW };
+    let pen = Pen::default().call((10, 20), asked, Answer::Refused);
+    pen.breaks(Promise::OneOrder);
+    let revoke = |at, subject| {
+        let answer = Answer::Revoked { cursor: 7, event: None };
+        pen.clone().call(at, Asked::RevokeSubject(subject), answer)
+    };
+    revoke((15, 30), SUBJECT).is_good();
+    revoke((5, 12), SUBJECT).is_good();
+    revoke((5, 9), SUBJECT).breaks(Promise::OneOrder);
+    revoke((21, 30), SUBJECT).breaks(Promise::OneOrder);
+    revoke((15, 30), Subject(4)).breaks(Promise::OneOrder);
+}
+
+#[test]
 fn a_rotation_that_was_acknowledged_is_not_lost() {
     // The parent rotates anew to the same successor, but the one after it was given out already.
     let pen = Pen::login().refresh((30, 40), 0, issued(1)).refresh((50, 60), 1, issued(2));
-    pen.refresh((70, 80), 1, issued(2)).refresh((90, 100), 2, Answer::Refused).breaks(Promise::OneOrder);
+    pen.refresh((70, 80), 1, issued(2))
+        .refresh((90, 100), 2, Answer::Refused)
+        .breaks(Promise::OneOrder);
 }
 
 #[test]
 fn a_revocation_that_was_acknowledged_is_not_lost() {
     let pen = Pen::login().revoke((30, 40));
     pen.clone().refresh((50, 60), 0, issued(1)).breaks(Promise::OneOrder);
-    pen.clone().refresh((50, 60), 0, Answer::Refused).is_good();
+    pen.refresh((50, 60), 0, Answer::Refused).is_good();
     // While it is under way, either may be first.
     Pen::login().revoke((30, 60)).refresh((40, 50), 0, issued(1)).is_good();
 }
@@ -215,7 +242,7 @@ fn revocations_of_the_subject_and_of_everything_take_sessions_that_were_there() 
 #[test]
 fn a_call_without_an_answer_may_have_happened_or_not_but_not_both() {
     let pen = Pen::login().refresh((30, 40), 0, Answer::Unknown);
-    pen.clone().refresh((50, 60), 0, issued(1)).is_good();
+    pen.refresh((50, 60), 0, issued(1)).is_good();
     let killed = Pen::login().call((30, 40), Asked::RevokeSession(ONE), Answer::Unknown);
     killed.clone().refresh((50, 60), 0, issued(1)).is_good();
     killed.clone().refresh((50, 60), 0, Answer::Refused).is_good();
@@ -232,7 +259,7 @@ fn a_call_that_comes_late_may_kill_and_is_counted() {
     // The one call cannot both have rotated the session and have killed it.
     let pen = Pen::login().refresh((30, 40), 0, issued(1)).refresh((50, 60), 1, Answer::Unknown);
     let pen = pen.refresh((70, 80), 1, issued(2)).refresh((90, 100), 2, issued(3));
-    pen.clone().refresh((110, 120), 3, Answer::Refused).is_good();
+    pen.refresh((110, 120), 3, Answer::Refused).is_good();
     // An answered call has no second life.
     let pen = Pen::login().refresh((30, 40), 0, issued(1)).refresh((50, 60), 1, issued(2));
     pen.refresh((70, 80), 2, Answer::Refused).breaks(Promise::OneOrder);
@@ -296,8 +323,14 @@ fn watched(more: Vec<Seen>) -> Vec<Seen> {
 fn a_stream_without_holes_is_good() {
     let lost = || Seen::Lost("it".to_owned());
     let resumed = Seen::Connected { resumed: true };
-    let seen =
-        watched(vec![batch(&[7, 9]), lost(), resumed, batch(&[12]), Seen::Synced(12), Seen::Heartbeat(13)]);
+    let seen = watched(vec![
+        batch(&[7, 9]),
+        lost(),
+        resumed,
+        batch(&[12]),
+        Seen::Synced(12),
+        Seen::Heartbeat(13),
+    ]);
     let whole = vec![Seen::Connected { resumed: false }, Seen::Synced(13)];
     let list = [7, 9, 12].map(shown).to_vec();
     Pen::default().watcher(seen).watcher(whole).end(13, list, true).is_good();
@@ -376,11 +409,8 @@ fn played(seed: u64, calls: usize, heard: usize) -> History {
         if dice.chance(4) {
             dead = true;
             let answered = dice.chance(heard);
-            let answer = if answered {
-                Answer::Revoked { cursor: 7, event: None }
-            } else {
-                Answer::Unknown
-            };
+            let answer =
+                if answered { Answer::Revoked { cursor: 7, event: None } } else { Answer::Unknown };
             pen = pen.call(at, Asked::RevokeSession(ONE), answer);
             continue;
         }

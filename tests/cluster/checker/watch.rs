@@ -34,7 +34,8 @@ pub(super) fn check(history: &History, rules: Rules, findings: &mut Findings) {
         stream(watcher, seen, rules, &known, findings);
     }
     for (place, other) in about_once(history) {
-        findings.add(Promise::NoHoles, format!("one revision, two events: {place:?} and {other:?}"));
+        findings
+            .add(Promise::NoHoles, format!("one revision, two events: {place:?} and {other:?}"));
     }
     let Some(end) = &history.end else { return };
     for (watcher, whole) in end.whole.iter().enumerate() {
@@ -107,7 +108,8 @@ fn stream(
     for (now, seen) in seen {
         // What has ended meanwhile need not be told any more.
         let live = |it: &Shown| it.ends > now + rules.slack;
-        let mut hole = |text: String| findings.add(Promise::NoHoles, format!("watcher {watcher}: {text}"));
+        let mut hole =
+            |text: String| findings.add(Promise::NoHoles, format!("watcher {watcher}: {text}"));
         match seen {
             Seen::Connected { resumed } => {
                 whole_follows = !resumed;
