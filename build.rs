@@ -5,6 +5,9 @@ use std::path::Path;
 
 use prost::Message as _;
 
+/// What is used of etcd's API. Nobody is served it, so it is no part of the descriptors.
+const ETCD: &str = "src/store/etcd/rpc.proto";
+
 const PROTOS: [&str; 6] = [
     "avouch/v1/admin_service.proto",
     "avouch/v1/identity_service.proto",
@@ -30,8 +33,13 @@ const SECRET: [&str; 12] = [
     ".avouch.v1.TokenSet",
 ];
 
+/// Messages to and from etcd that carry a secret: `store/etcd/pb.rs` writes their `Debug` by hand.
+const ETCD_SECRET: [&str; 2] =
+    [".etcdserverpb.AuthenticateRequest", ".etcdserverpb.AuthenticateResponse"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed={ETCD}");
     let descriptors = protox::Compiler::new(["proto"])?
         .include_imports(true)
         .include_source_info(true)
@@ -41,5 +49,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = std::env::var("OUT_DIR")?;
     std::fs::write(Path::new(&out).join("avouch_descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().skip_debug(SECRET).compile_fds(descriptors)?;
+    let etcd = protox::compile([ETCD], ["src/store/etcd"])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .bytes(".etcdserverpb")
+        .skip_debug(ETCD_SECRET)
+        .compile_fds(etcd)?;
     Ok(())
 }

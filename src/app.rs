@@ -342,7 +342,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         keeper,
         backup_key,
         key_publisher,
-        ring_version: stored.version,
+        ring: (&stored).into(),
     }));
 
     let limits = (options.max_request_bytes, options.max_response_bytes);

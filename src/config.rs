@@ -95,6 +95,22 @@ config! {
     audit: Audit,
 }
 
+/// Where security events go.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AuditOutput {
+    /// Beside what a program prints.
+    Stdout,
+    /// To the end of a file.
+    File(PathBuf),
+    /// To an OpenTelemetry collector.
+    Otlp {
+        /// Its URL.
+        endpoint: String,
+        /// The CA of its certificate, if it has one.
+        ca_file: Option<PathBuf>,
+    },
+}
+
 impl Config {
     /// The directory for what this server writes to files: its state, or, when that is in etcd, where it
     /// listens and the first credentials.
@@ -111,9 +127,16 @@ impl Config {
         }
     }
 
-    /// Where security events go; `None` is stdout.
-    pub fn audit_file(&self) -> Option<PathBuf> {
-        (self.audit.output != "stdout").then(|| self.audit.output.clone().into())
+    /// Where security events go.
+    pub fn audit_output(&self) -> AuditOutput {
+        match self.audit.output.as_str() {
+            "stdout" => AuditOutput::Stdout,
+            "otlp" => AuditOutput::Otlp {
+                endpoint: self.audit.otlp_endpoint.clone().unwrap_or_default(),
+                ca_file: self.audit.otlp_ca_file.clone(),
+            },
+            path => AuditOutput::File(path.into()),
+        }
     }
 
     /// One line for the log at start: what an operator asks first. An allow-list by hand.

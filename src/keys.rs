@@ -17,8 +17,8 @@ use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::{Generation, KeyId, SessionId};
 use crate::domain::key::{
-    Algorithm, KeyRecord, KeyState, MacKeyId, MacKeyRecord, MacKeyState, PublicKey, RingPolicy,
-    apply_at, plan_at, revoke_plan,
+    Algorithm, KeyChange, KeyRecord, KeyState, MacKeyId, MacKeyRecord, MacKeyState, PublicKey,
+    RingPolicy, apply_at, plan_at, revoke_plan, rotate_plan,
 };
 use crate::domain::refresh_token::{RefreshToken, tag_message};
 use crate::domain::secret::{SecretBytes, SecretText};
@@ -137,12 +137,22 @@ pub fn roll_at(
     sealer: &Sealer,
     entropy: &dyn Entropy,
 ) -> Result<Option<Vec<KeyRecord>>, RingError> {
-    let plan = plan_at(records, policy, now);
-    if plan.is_empty() {
-        return Ok(None);
-    }
-    let make = |algorithm, state, at| generate(algorithm, state, at, now, sealer, entropy);
-    apply_at(records, &plan, now, make).map(Some)
+    carry_out(records, &plan_at(records, policy, now), now, sealer, entropy)
+}
+
+/// The ring in which the announced key signs; none if none is announced.
+///
+/// # Errors
+/// When the key to announce in its place cannot be made.
+pub fn rotate_at(
+    records: &[KeyRecord],
+    policy: &RingPolicy,
+    now: Timestamp,
+    sealer: &Sealer,
+    entropy: &dyn Entropy,
+) -> Result<Option<Vec<KeyRecord>>, RingError> {
+    let plan = rotate_plan(records, policy, now).unwrap_or_default();
+    carry_out(records, &plan, now, sealer, entropy)
 }
 
 /// The ring after taking back a key; none if there is no such key or it is revoked already.
@@ -157,12 +167,22 @@ pub fn revoke_at(
     sealer: &Sealer,
     entropy: &dyn Entropy,
 ) -> Result<Option<Vec<KeyRecord>>, RingError> {
-    let plan = revoke_plan(records, id, policy);
+    carry_out(records, &revoke_plan(records, id, policy, now), now, sealer, entropy)
+}
+
+/// None for an empty plan.
+fn carry_out(
+    records: &[KeyRecord],
+    plan: &[KeyChange],
+    now: Timestamp,
+    sealer: &Sealer,
+    entropy: &dyn Entropy,
+) -> Result<Option<Vec<KeyRecord>>, RingError> {
     if plan.is_empty() {
         return Ok(None);
     }
     let make = |algorithm, state, at| generate(algorithm, state, at, now, sealer, entropy);
-    apply_at(records, &plan, now, make).map(Some)
+    apply_at(records, plan, now, make).map(Some)
 }
 
 /// The keys at one moment. It never changes; a new ring takes its place.

@@ -5,6 +5,7 @@ pub mod agent;
 mod labels;
 mod process;
 mod recorder;
+mod register;
 pub mod sidecar;
 
 pub use labels::{
@@ -20,14 +21,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 use labels::{
     CauseLabels, KeyStateLabels, LevelLabels, ListenerLabels, MethodLabels, OutcomeLabels,
     RefusalLabels, ResultLabels, RotationLabels, RpcLabels, SweptLabels, VerdictLabels,
 };
 use process::Process;
+use register::Register;
 
 type Count = Counter<u64, AtomicU64>;
 type Level64 = Gauge<i64, AtomicI64>;
@@ -86,6 +87,7 @@ pub struct Metrics {
     swept: Family<SweptLabels, Count>,
     sweep_duration: Histogram,
     audit_dropped: Count,
+    audit_down: Level64,
     panics: Count,
     connections: Family<ListenerLabels, Level64>,
     accepted: Family<ListenerLabels, Count>,
@@ -152,226 +154,78 @@ impl Metrics {
     /// What has a known set of labels starts at zero, so that a rate sees the first event.
     pub fn register(registry: &mut Registry) -> Self {
         let process = Process::register(registry);
-        let registry = registry.sub_registry_with_prefix("avouch");
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The program", build);
+        let r = &mut Register::avouch(registry);
         let metrics = Self {
-            requests: Family::default(),
-            latency: Family::new_with_constructor(latency as fn() -> Histogram),
-            in_flight: Family::default(),
-            hashes: Family::default(),
-            hashes_queued: Gauge::default(),
-            hashes_running: Gauge::default(),
-            hash: HashRecorder::default(),
-            store_commits: Counter::default(),
-            store_groups: Counter::default(),
-            store_disk: Gauge::default(),
-            store_free: Gauge::default(),
-            store_low: Gauge::default(),
-            store_queued: Gauge::default(),
-            store: StoreRecorder::default(),
-            sessions_opened: Counter::default(),
-            rotations: Family::default(),
-            reuses: Family::default(),
-            revocations_live: Gauge::default(),
-            watchers: Gauge::default(),
-            watcher_lag: Gauge::default(),
-            watchers_cut: Counter::default(),
-            watcher_reads: Counter::default(),
-            feed_revision: Gauge::default(),
-            feed_as_of: Gauge::default(),
-            feed_ring_entries: Gauge::default(),
-            feed_ring_bytes: Gauge::default(),
-            feed: FeedRecorder::default(),
-            introspections: Family::default(),
-            keys: Family::default(),
-            sweeps: Family::default(),
-            swept: Family::default(),
-            sweep_duration: latency(),
-            audit_dropped: Counter::default(),
-            panics: Counter::default(),
-            connections: Family::default(),
-            accepted: Family::default(),
-            refused: Family::default(),
-            certificate_end: Family::default(),
+            requests: r.number("rpc_requests", "Calls that ended, by method and code"),
+            latency: r.made_in_seconds(
+                "rpc_latency",
+                "Time of a call until the head of its answer, by method and code",
+                Family::new_with_constructor(latency as fn() -> Histogram),
+            ),
+            in_flight: r
+                .number("rpc_in_flight", "Calls that are going on, streams included, by method"),
+            panics: r.number("panics", "Calls that ended in a panic"),
+            hashes: r.number("password_hashes", "Passwords hashed or turned away"),
+            hashes_queued: r.number("password_hashes_queued", "Hashes that wait"),
+            hashes_running: r.number("password_hashes_running", "Hashes that run"),
+            hash: HashRecorder::register(r),
+            store_commits: r.number("store_commits", "State changes made durable"),
+            store_groups: r.number("store_groups", "Flushes, each for a group of changes"),
+            store: StoreRecorder::register(r),
+            store_queued: r.number("store_queued", "State changes that wait"),
+            store_disk: r.bytes("store_disk", "Size of the store"),
+            store_free: r.bytes("store_free", "Room left on the disk of the store"),
+            store_low: r
+                .number("store_low_space", "1 while writes are refused because space is low"),
+            sweeps: r.number("sweeps", "Sweeps of what is over, by result"),
+            swept: r.number("swept_records", "Records that sweeps removed, by kind"),
+            sweep_duration: r.made_in_seconds("sweep_duration", "Time of one sweep", latency()),
+            sessions_opened: r.number("sessions_opened", "Logins that opened a session"),
+            rotations: r.number("refreshes", "Refresh tokens accepted, by how"),
+            reuses: r.number("refresh_reuses", "Spent refresh tokens presented, by cause"),
+            introspections: r.number("introspections", "Introspections, by verdict"),
+            keys: r.number("signing_keys", "Signing keys, by state"),
+            audit_dropped: r.number("audit_dropped_events", "Audit events lost"),
+            audit_down: r.number(
+                "audit_down",
+                "1 while the audit log cannot be written and administrators change nothing",
+            ),
+            revocations_live: r.number(
+                "revocations_live",
+                "Revocations held because a token that they concern may be alive",
+            ),
+            feed: FeedRecorder::register(r),
+            watchers: r.number("watchers", "Streams of revocations open now"),
+            watcher_lag: r.number(
+                "watcher_lag_revisions",
+                "Revisions that the watcher furthest behind is behind",
+            ),
+            watchers_cut: r.number("watchers_cut", "Streams ended because they took nothing"),
+            watcher_reads: r.number(
+                "watcher_store_reads",
+                "Times that a stream was behind the ring and read the store",
+            ),
+            feed_revision: r.number("feed_revision", "The newest revision"),
+            feed_as_of: r.seconds(
+                "feed_as_of_timestamp",
+                "Until when this server vouches that its streams show every revocation",
+            ),
+            feed_ring_entries: r.number("feed_ring_entries", "Events in the ring"),
+            feed_ring_bytes: r.bytes("feed_ring", "Memory of the ring, about"),
+            connections: r.number("connections", "Connections open now, by listener"),
+            accepted: r.number("connections_accepted", "Connections accepted, by listener"),
+            refused: r.number(
+                "connections_refused",
+                "Connections refused, or closed for what the peer did, by listener and reason",
+            ),
+            certificate_end: r.seconds(
+                "tls_certificate_not_after_timestamp",
+                "When the certificate of a listener ends; 0 without one",
+            ),
             process,
         };
-        metrics.register_calls(registry);
-        metrics.register_store(registry);
-        metrics.register_tokens(registry);
-        metrics.register_watch(registry);
-        metrics.register_connections(registry);
         metrics.start_at_zero();
         metrics
-    }
-
-    fn register_calls(&self, r: &mut Registry) {
-        r.register("rpc_requests", "Calls that ended, by method and code", self.requests.clone());
-        r.register_with_unit(
-            "rpc_latency",
-            "Time of a call until the head of its answer, by method and code",
-            Unit::Seconds,
-            self.latency.clone(),
-        );
-        r.register(
-            "rpc_in_flight",
-            "Calls that are going on, streams included, by method",
-            self.in_flight.clone(),
-        );
-        r.register("panics", "Calls that ended in a panic", self.panics.clone());
-        r.register("password_hashes", "Passwords hashed or turned away", self.hashes.clone());
-        r.register("password_hashes_queued", "Hashes that wait", self.hashes_queued.clone());
-        r.register("password_hashes_running", "Hashes that run", self.hashes_running.clone());
-        r.register_with_unit(
-            "password_hash_wait",
-            "Time that a password waited to be hashed",
-            Unit::Seconds,
-            self.hash.wait.clone(),
-        );
-        r.register_with_unit(
-            "password_hash_run",
-            "Time that hashing a password took",
-            Unit::Seconds,
-            self.hash.run.clone(),
-        );
-    }
-
-    fn register_store(&self, r: &mut Registry) {
-        r.register("store_commits", "State changes made durable", self.store_commits.clone());
-        r.register(
-            "store_groups",
-            "Flushes, each for a group of changes",
-            self.store_groups.clone(),
-        );
-        r.register("store_group_changes", "State changes in one group", self.store.changes.clone());
-        r.register_with_unit(
-            "store_commit",
-            "Time of a state change from being asked for until it is durable",
-            Unit::Seconds,
-            self.store.commit.clone(),
-        );
-        r.register_with_unit(
-            "store_sync",
-            "Time of writing and syncing one group",
-            Unit::Seconds,
-            self.store.sync.clone(),
-        );
-        r.register("store_queued", "State changes that wait", self.store_queued.clone());
-        r.register_with_unit(
-            "store_disk",
-            "Size of the store",
-            Unit::Bytes,
-            self.store_disk.clone(),
-        );
-        r.register_with_unit(
-            "store_free",
-            "Room left on the disk of the store",
-            Unit::Bytes,
-            self.store_free.clone(),
-        );
-        r.register(
-            "store_low_space",
-            "1 while writes are refused because space is low",
-            self.store_low.clone(),
-        );
-        r.register("sweeps", "Sweeps of what is over, by result", self.sweeps.clone());
-        r.register("swept_records", "Records that sweeps removed, by kind", self.swept.clone());
-        r.register_with_unit(
-            "sweep_duration",
-            "Time of one sweep",
-            Unit::Seconds,
-            self.sweep_duration.clone(),
-        );
-    }
-
-    fn register_tokens(&self, r: &mut Registry) {
-        r.register("sessions_opened", "Logins that opened a session", self.sessions_opened.clone());
-        r.register("refreshes", "Refresh tokens accepted, by how", self.rotations.clone());
-        r.register(
-            "refresh_reuses",
-            "Spent refresh tokens presented, by cause",
-            self.reuses.clone(),
-        );
-        r.register("introspections", "Introspections, by verdict", self.introspections.clone());
-        r.register("signing_keys", "Signing keys, by state", self.keys.clone());
-        r.register("audit_dropped_events", "Audit events lost", self.audit_dropped.clone());
-    }
-
-    fn register_watch(&self, r: &mut Registry) {
-        r.register("revocations", "Revocations, by level", self.feed.revocations.clone());
-        r.register(
-            "revocations_live",
-            "Revocations held because a token that they concern may be alive",
-            self.revocations_live.clone(),
-        );
-        r.register_with_unit(
-            "revocation_propagation",
-            "Time from a revocation being durable until a watcher's stream had it, per watcher",
-            Unit::Seconds,
-            self.feed.propagation.clone(),
-        );
-        r.register_with_unit(
-            "revocation_ack",
-            "Time that a Revoke waited until every watcher had applied it",
-            Unit::Seconds,
-            self.feed.ack.clone(),
-        );
-        r.register(
-            "revocation_ack_timeouts",
-            "Waits that ended before every watcher had applied the revocation",
-            self.feed.ack_timeouts.clone(),
-        );
-        r.register("watchers", "Streams of revocations open now", self.watchers.clone());
-        r.register(
-            "watcher_lag_revisions",
-            "Revisions that the watcher furthest behind is behind",
-            self.watcher_lag.clone(),
-        );
-        r.register("watcher_frames", "Frames that streams took", self.feed.frames.clone());
-        r.register(
-            "watchers_cut",
-            "Streams ended because they took nothing",
-            self.watchers_cut.clone(),
-        );
-        r.register(
-            "watcher_store_reads",
-            "Times that a stream was behind the ring and read the store",
-            self.watcher_reads.clone(),
-        );
-        r.register("feed_revision", "The newest revision", self.feed_revision.clone());
-        r.register_with_unit(
-            "feed_as_of_timestamp",
-            "Until when this server vouches that its streams show every revocation",
-            Unit::Seconds,
-            self.feed_as_of.clone(),
-        );
-        r.register("feed_ring_entries", "Events in the ring", self.feed_ring_entries.clone());
-        r.register_with_unit(
-            "feed_ring",
-            "Memory of the ring, about",
-            Unit::Bytes,
-            self.feed_ring_bytes.clone(),
-        );
-    }
-
-    fn register_connections(&self, r: &mut Registry) {
-        r.register("connections", "Connections open now, by listener", self.connections.clone());
-        r.register(
-            "connections_accepted",
-            "Connections accepted, by listener",
-            self.accepted.clone(),
-        );
-        r.register(
-            "connections_refused",
-            "Connections refused, or closed for what the peer did, by listener and reason",
-            self.refused.clone(),
-        );
-        r.register_with_unit(
-            "tls_certificate_not_after_timestamp",
-            "When the certificate of a listener ends; 0 without one",
-            Unit::Seconds,
-            self.certificate_end.clone(),
-        );
     }
 
     fn start_at_zero(&self) {
@@ -504,9 +358,10 @@ impl Metrics {
         self.swept.get_or_create(&SweptLabels { kind }).inc_by(u64::from(count));
     }
 
-    /// How many audit events are lost so far.
-    pub fn audit_dropped(&self, total: u64) {
-        raise(&self.audit_dropped, total);
+    /// How many audit events are lost so far, and whether more would be now.
+    pub fn audit(&self, lost: u64, down: bool) {
+        raise(&self.audit_dropped, lost);
+        self.audit_down.set(down.into());
     }
 
     /// How many calls ended in a panic so far.

@@ -10,12 +10,13 @@ use crate::domain::client::Client;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::{ClientId, Epoch, SubjectId};
+use crate::domain::key::KeyState;
 use crate::domain::scope::Names;
 use crate::domain::throttle::ThrottlePolicy;
 use crate::feed::Feed;
 use crate::keys::KeyRing;
 use crate::password::{Hasher, PasswordPolicy, PoolStats};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoredRing};
 
 pub mod access;
 pub mod admin;
@@ -65,7 +66,7 @@ pub struct Service {
     key_publisher: Arc<dyn KeyPublisher>,
     /// The version of the ring in `keys`. Held while another takes its place, so that of two
     /// changes the later one stays.
-    ring_version: Mutex<u64>,
+    ring_in_use: Mutex<RingInUse>,
     clients: Clients,
     access: AccessTokens,
 }
@@ -96,8 +97,8 @@ pub struct Parts {
     pub backup_key: StreamKey,
     /// Who is told when the published keys change.
     pub key_publisher: Arc<dyn KeyPublisher>,
-    /// The version of the ring that `keys` was opened from.
-    pub ring_version: u64,
+    /// The ring that `keys` was opened from.
+    pub ring: RingInUse,
 }
 
 impl Service {
@@ -123,7 +124,7 @@ impl Service {
             keeper: parts.keeper,
             backup_key: parts.backup_key,
             key_publisher: parts.key_publisher,
-            ring_version: Mutex::new(parts.ring_version),
+            ring_in_use: Mutex::new(parts.ring),
         }
     }
 
@@ -161,36 +162,39 @@ impl Service {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub fn recent_client(
+    pub async fn recent_client(
         &self,
         id: &ClientId,
         now: Timestamp,
     ) -> Result<Option<Arc<Client>>, StoreError> {
-        self.clients.recent(id, now)
+        self.clients.recent(id, now).await
     }
 
     /// The client, if the proof is good, with a registration that is at most a second old.
     ///
     /// # Errors
     /// When it is not, or the store does not answer.
-    pub fn client_by_proof(&self, proof: &ClientProof<'_>) -> Result<Arc<Client>, ClientError> {
-        self.clients.authenticate_recent(proof, self.now())
+    pub async fn client_by_proof(
+        &self,
+        proof: &ClientProof<'_>,
+    ) -> Result<Arc<Client>, ClientError> {
+        self.clients.authenticate_recent(proof, self.now()).await
     }
 
     /// The epoch of a client.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub fn client_epoch(&self, id: &ClientId) -> Result<Epoch, StoreError> {
-        Ok(self.store.epochs(id, &SubjectId::from(id))?.client)
+    pub async fn client_epoch(&self, id: &ClientId) -> Result<Epoch, StoreError> {
+        Ok(self.store.epochs(id, &SubjectId::from(id)).await?.client)
     }
 
     /// The epoch of a subject.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub fn subject_epoch(&self, id: &SubjectId) -> Result<Epoch, StoreError> {
-        self.store.subject_epoch(id)
+    pub async fn subject_epoch(&self, id: &SubjectId) -> Result<Epoch, StoreError> {
+        self.store.subject_epoch(id).await
     }
 
     /// How the hashing threads are doing.
@@ -198,13 +202,32 @@ impl Service {
         self.hasher.stats()
     }
 
-    fn ring_version(&self) -> MutexGuard<'_, u64> {
-        self.ring_version.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The state of each signing key of the ring in use here.
+    pub fn key_states(&self) -> Vec<KeyState> {
+        self.ring_in_use().states.clone()
+    }
+
+    fn ring_in_use(&self) -> MutexGuard<'_, RingInUse> {
+        self.ring_in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who is told what happened.
     pub fn journal(&self) -> &Arc<dyn Journal> {
         &self.journal
+    }
+}
+
+/// Which state of the stored ring is in use.
+#[derive(Clone, Debug, Default)]
+pub struct RingInUse {
+    version: u64,
+    states: Vec<KeyState>,
+}
+
+impl From<&StoredRing> for RingInUse {
+    fn from(stored: &StoredRing) -> Self {
+        let states = stored.keys.iter().map(|key| key.state).collect();
+        Self { version: stored.version, states }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod backup;
 pub mod check;
 pub mod codec;
 pub mod engine;
+pub mod etcd;
 pub mod fault;
 mod group;
 pub mod ledger;
@@ -83,6 +84,24 @@ pub enum OpenError {
     Damaged {
         /// The directory or the file.
         path: String,
+        /// What does not match.
+        what: String,
+    },
+    /// Nobody answers there, or nobody lets us in.
+    #[error("cannot use {place}: {what}")]
+    Unreachable {
+        /// The members and the prefix.
+        place: String,
+        /// What went wrong.
+        what: String,
+    },
+    /// It is not what it was when something in it was acknowledged.
+    #[error(
+        "{place} was restored or replaced: {what}; avouch does not start on it, because a lost revocation would make a revoked token good again. Restore a backup of avouch into it, or adopt it as it is, which revokes everything that was issued"
+    )]
+    Replaced {
+        /// The members and the prefix.
+        place: String,
         /// What does not match.
         what: String,
     },
@@ -329,21 +348,32 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Entry, StoreError>;
 
     /// The epochs of now.
-    fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Result<Epochs, StoreError>;
+    async fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Result<Epochs, StoreError>;
 
     /// The epoch of a subject.
-    fn subject_epoch(&self, subject: &SubjectId) -> Result<Epoch, StoreError>;
+    async fn subject_epoch(&self, subject: &SubjectId) -> Result<Epoch, StoreError>;
 
     /// A session.
-    fn find_session(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
+    async fn find_session(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
 
-    /// Up to `limit` sessions of a subject, newest first, after the one given.
-    fn sessions_of(
+    /// A session and the epochs that decide whether it lives.
+    async fn find_session_and_epochs(
+        &self,
+        id: SessionId,
+    ) -> Result<Option<(Session, Epochs)>, StoreError>;
+
+    /// A session, perhaps as it was some time ago: for what never changes of one, which is whose it
+    /// is, its audience, its nonce and its absolute end.
+    async fn recall_session(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
+
+    /// Up to `limit` sessions of a subject, newest first, after the one given, each with the epochs
+    /// that decide whether it lives.
+    async fn sessions_of(
         &self,
         subject: &SubjectId,
         after: Option<&Session>,
         limit: usize,
-    ) -> Result<Vec<Session>, StoreError>;
+    ) -> Result<Vec<(Session, Epochs)>, StoreError>;
 
     /// Adds a user. False, and nothing written, when the name or the subject is taken.
     async fn create_user(&self, user: User, now: Timestamp) -> Result<bool, StoreError>;
@@ -377,13 +407,14 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Revoked, StoreError>;
 
     /// A user by subject.
-    fn find_user(&self, subject: &SubjectId) -> Result<Option<User>, StoreError>;
+    async fn find_user(&self, subject: &SubjectId) -> Result<Option<User>, StoreError>;
 
     /// A user by canonical name.
-    fn find_user_by_name(&self, username: &str) -> Result<Option<User>, StoreError>;
+    async fn find_user_by_name(&self, username: &str) -> Result<Option<User>, StoreError>;
 
     /// Up to `limit` users in the order of their subjects, after the one given.
-    fn users(&self, after: Option<&SubjectId>, limit: usize) -> Result<Vec<User>, StoreError>;
+    async fn users(&self, after: Option<&SubjectId>, limit: usize)
+    -> Result<Vec<User>, StoreError>;
 
     /// Adds a client. False, and nothing written, when the id is taken.
     async fn create_client(&self, client: Client, now: Timestamp) -> Result<bool, StoreError>;
@@ -407,13 +438,17 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Revoked, StoreError>;
 
     /// A client.
-    fn find_client(&self, id: &ClientId) -> Result<Option<Client>, StoreError>;
+    async fn find_client(&self, id: &ClientId) -> Result<Option<Client>, StoreError>;
 
     /// Up to `limit` clients in the order of their ids, after the one given.
-    fn clients(&self, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, StoreError>;
+    async fn clients(
+        &self,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Client>, StoreError>;
 
     /// The key ring.
-    fn ring(&self) -> Result<StoredRing, StoreError>;
+    async fn ring(&self) -> Result<StoredRing, StoreError>;
 
     /// Changes the key ring, if it still has the version that was read.
     async fn change_ring(

@@ -44,6 +44,21 @@ pub fn init(json: bool, level: &str) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// What every span and every audit event says of this process: name, version, and what
+/// `OTEL_RESOURCE_ATTRIBUTES` adds.
+fn resource() -> Resource {
+    Resource::builder()
+        .with_service_name("avouch")
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
+/// The same as text, by name.
+pub fn resource_attributes() -> Vec<(String, String)> {
+    let resource = resource();
+    resource.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
 /// How long the last spans may take on their way.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 /// How long the collector may take for one batch.
@@ -69,14 +84,10 @@ impl Traces {
             .with_timeout(EXPORT_TIMEOUT)
             .build()?;
         let sampler = Sampler::TraceIdRatioBased(f64::from(sample_percent.min(100)) / 100.0);
-        let resource = Resource::builder()
-            .with_service_name("avouch")
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .build();
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_sampler(Sampler::ParentBased(Box::new(sampler)))
-            .with_resource(resource)
+            .with_resource(resource())
             .build();
         Ok(Self { provider })
     }

@@ -174,7 +174,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<(), Failure> {
     let (service, shutdown) = (Arc::clone(&bound.service), bound.shutdown.clone());
     let secret = SecretText::new(SECRET.to_owned());
     let (system, origin) = (Caller::system(), Origin::default());
-    if service.store().find_client(&CLIENT.parse()?)?.is_none() {
+    if service.store().find_client(&CLIENT.parse()?).await?.is_none() {
         service
             .create_client_with(&system, client()?, Some(&secret), &origin)
             .await

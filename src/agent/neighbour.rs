@@ -14,8 +14,9 @@ use crate::listen::peer::PeerInfo;
 #[derive(Clone, Copy, Debug)]
 pub struct Neighbours;
 
+#[tonic::async_trait]
 impl Authorize for Neighbours {
-    fn watch_caller(
+    async fn watch_caller(
         &self,
         extensions: &Extensions,
         _: &MetadataMap,

@@ -62,8 +62,8 @@ pub async fn first_credentials(
     lifetimes: Lifetimes,
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
-    let started = service.store().find_client(&admin)?.is_some();
-    let mut clients = service.store().clients(None, 2)?;
+    let started = service.store().find_client(&admin).await?.is_some();
+    let mut clients = service.store().clients(None, 2).await?;
     clients.retain(|client| client.id.as_str() != "login");
     if started || !clients.is_empty() {
         return Ok(Made::default());
@@ -118,7 +118,7 @@ async fn make_client(
     let id = client.id.clone();
     let origin = Origin::default();
     // Left over from a start that did not come to its end: its secret may be lost.
-    if service.store().find_client(&id)?.is_some() {
+    if service.store().find_client(&id).await?.is_some() {
         service
             .delete_client(&Caller::system(), id.clone(), &origin)
             .await
@@ -137,7 +137,7 @@ async fn make_client(
 
 async fn make_user(service: &Arc<Service>, path: &Path) -> Result<(), BuildError> {
     let origin = Origin::default();
-    let known = service.store().find_user_by_name(DEV_USER)?.map(|user| user.subject);
+    let known = service.store().find_user_by_name(DEV_USER).await?.map(|user| user.subject);
     if let Some(subject) = known {
         service
             .delete_user(&Caller::system(), subject, &origin)

@@ -48,9 +48,13 @@ fn stream(path: &Path, error: StreamError) -> OfflineError {
 fn open(error: OpenError) -> OfflineError {
     let text = error.to_string();
     match error {
-        OpenError::Damaged { .. } | OpenError::Unfinished { .. } => OfflineError::Damaged(text),
+        OpenError::Damaged { .. } | OpenError::Unfinished { .. } | OpenError::Replaced { .. } => {
+            OfflineError::Damaged(text)
+        }
         OpenError::Schema { .. } => OfflineError::Version(text),
-        OpenError::InUse { .. } | OpenError::Io { .. } => OfflineError::Other(text),
+        OpenError::InUse { .. } | OpenError::Io { .. } | OpenError::Unreachable { .. } => {
+            OfflineError::Other(text)
+        }
     }
 }
 

@@ -47,13 +47,12 @@ pub(super) fn report(
         ring_bytes: stats.ring_bytes,
     });
 
-    if let Ok(ring) = service.store().ring() {
-        let count = |state| ring.keys.iter().filter(|key| key.state == state).count();
-        metrics.keys(metrics::KeyState::Announced, count(KeyState::Announced));
-        metrics.keys(metrics::KeyState::Active, count(KeyState::Active));
-        metrics.keys(metrics::KeyState::Retired, count(KeyState::Retired));
-        metrics.keys(metrics::KeyState::Revoked, count(KeyState::Revoked));
-    }
+    let keys = service.key_states();
+    let count = |state| keys.iter().filter(|key| **key == state).count();
+    metrics.keys(metrics::KeyState::Announced, count(KeyState::Announced));
+    metrics.keys(metrics::KeyState::Active, count(KeyState::Active));
+    metrics.keys(metrics::KeyState::Retired, count(KeyState::Retired));
+    metrics.keys(metrics::KeyState::Revoked, count(KeyState::Revoked));
 
     let mut panics = 0;
     for (listener, stats) in listeners {

@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use super::bootstrap::{self, Made};
 use super::journal::Audited;
 use super::{BuildError, Deps, Ended, ListenOptions, Options, StoreOptions, build};
-use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError};
+use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError, Collector};
 use crate::cli::files::{ADDRESSES, Addresses};
 use crate::config::sections::ClientAuth;
-use crate::config::{Config, SecretFileError, read_secret_file};
+use crate::config::{AuditOutput, Config, SecretFileError, read_secret_file};
 use crate::crypto;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::MAX_ACCESS_LIFETIME;
@@ -31,7 +31,7 @@ use crate::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
 use crate::store::sled::SledSettings;
-use crate::telemetry::{TelemetryError, Traces};
+use crate::telemetry::{self, TelemetryError, Traces};
 
 /// How long the last lines of the audit log may take.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -266,13 +266,10 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
         None => bootstrap::dev_encryption_key(&data)?,
     };
     let encryption_key = read_secret_file(&key_file)?;
-    let audit = Arc::new(match config.audit_file() {
-        Some(path) => AuditLog::file(&path, config.audit.max_queued)?,
-        None => AuditLog::stdout(config.audit.max_queued)?,
-    });
-    let telemetry = &config.telemetry;
-    let traces = telemetry.otlp_endpoint.as_deref();
-    let traces = traces.map(|url| Traces::to(url, telemetry.sample_percent)).transpose()?;
+    let audit = Arc::new(open_audit(&config)?);
+    let traces = config.telemetry.otlp_endpoint.as_deref();
+    let percent = config.telemetry.sample_percent;
+    let traces = traces.map(|url| Traces::to(url, percent)).transpose()?;
     let deps = Deps {
         tracer: traces.as_ref().map(Traces::tracer),
         ..Deps::system(Arc::new(Audited(Arc::clone(&audit))))
@@ -331,13 +328,27 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     }
 }
 
-/// Keeps the counter of audit events that are lost: they found no room to wait, or could not be
-/// written.
+fn open_audit(config: &Config) -> Result<AuditLog, ServeError> {
+    let most = config.audit.max_queued;
+    Ok(match config.audit_output() {
+        AuditOutput::Stdout => AuditLog::stdout(most)?,
+        AuditOutput::File(path) => AuditLog::file(&path, most)?,
+        AuditOutput::Otlp { endpoint, ca_file } => {
+            let ca_pem = ca_file.map(std::fs::read).transpose();
+            let ca_pem = ca_pem.map_err(setting("audit.otlp_ca_file"))?;
+            let resource = telemetry::resource_attributes();
+            AuditLog::otlp(Collector { endpoint, ca_pem, resource }, most)?
+        }
+    })
+}
+
+/// Keeps the counter of audit events that are lost, as they found no room to wait or could not be
+/// written, and whether that is so now.
 async fn count_lost(audit: Arc<AuditLog>, metrics: Arc<Metrics>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
-        metrics.audit_dropped(audit.dropped() + audit.failed());
+        metrics.audit(audit.dropped() + audit.failed(), audit.is_down());
     }
 }
 

@@ -1,18 +1,20 @@
 //! The thread that writes, and the bounded queue before it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::event::AuditEvent;
+use super::otlp::{Collector, OtlpSink};
+use super::sink::{FileSink, Line, Sink, Unsynced};
 
 /// The audit log could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,9 @@ pub enum AuditOpenError {
     /// The thread could not be started.
     #[error("the audit log's thread cannot be started: {0}")]
     Thread(#[source] io::Error),
+    /// The collector's address or the CA of its certificate makes no sense.
+    #[error("the audit log's collector cannot be used: {0}")]
+    Collector(String),
 }
 
 /// The event was not written. What depends on it must not happen.
@@ -31,7 +36,7 @@ pub enum AuditOpenError {
 pub struct AuditDown;
 
 enum Job {
-    Line(String, Option<oneshot::Sender<bool>>),
+    Line(Line, Option<oneshot::Sender<bool>>),
     Flush(oneshot::Sender<bool>),
 }
 
@@ -40,6 +45,8 @@ struct Counters {
     written: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
+    /// Whether the last lines could not be written.
+    failing: AtomicBool,
 }
 
 /// The audit log. Clones share it; the thread ends with the last of them.
@@ -48,6 +55,8 @@ pub struct AuditLog {
     queue: SyncSender<Job>,
     counters: Arc<Counters>,
     writer: Thread,
+    /// Whether a collector takes nothing now, and what is recorded waits.
+    away: watch::Receiver<bool>,
 }
 
 impl AuditLog {
@@ -62,7 +71,7 @@ impl AuditLog {
             .mode(0o600)
             .open(path)
             .map_err(|error| AuditOpenError::File(path.into(), error))?;
-        Self::start(FileSink(BufWriter::new(file)), max_queued)
+        Self::start(FileSink(BufWriter::new(file)), max_queued, here())
     }
 
     /// Writes to stdout.
@@ -70,7 +79,18 @@ impl AuditLog {
     /// # Errors
     /// When the thread cannot be started.
     pub fn stdout(max_queued: usize) -> Result<Self, AuditOpenError> {
-        Self::start(Unsynced(BufWriter::new(io::stdout())), max_queued)
+        Self::start(Unsynced(BufWriter::new(io::stdout())), max_queued, here())
+    }
+
+    /// Sends to a collector. While it takes nothing, events wait, `max_queued` of them and the
+    /// thousand at most that are on their way.
+    ///
+    /// # Errors
+    /// When the settings make no sense or the thread cannot be started. A collector that cannot be
+    /// reached is none.
+    pub fn otlp(collector: Collector, max_queued: usize) -> Result<Self, AuditOpenError> {
+        let (away, seen) = watch::channel(false);
+        Self::start(OtlpSink::new(collector, away)?, max_queued, seen)
     }
 
     /// Writes to anything.
@@ -81,10 +101,14 @@ impl AuditLog {
         writer: impl Write + Send + 'static,
         max_queued: usize,
     ) -> Result<Self, AuditOpenError> {
-        Self::start(Unsynced(writer), max_queued)
+        Self::start(Unsynced(writer), max_queued, here())
     }
 
-    fn start(sink: impl Sink, max_queued: usize) -> Result<Self, AuditOpenError> {
+    fn start(
+        sink: impl Sink,
+        max_queued: usize,
+        away: watch::Receiver<bool>,
+    ) -> Result<Self, AuditOpenError> {
         let (queue, jobs) = sync_channel(max_queued.max(1));
         let counters = Arc::new(Counters::default());
         let own = Arc::clone(&counters);
@@ -92,14 +116,14 @@ impl AuditLog {
             .name("audit".into())
             .spawn(move || run(sink, &jobs, &own))
             .map_err(AuditOpenError::Thread)?;
-        Ok(Self { queue, counters, writer: writer.thread().clone() })
+        Ok(Self { queue, counters, writer: writer.thread().clone(), away })
     }
 
     /// Records an event, for calls that must not wait: logins, refreshes. It is written some
     /// milliseconds later, with those that came meanwhile. When the queue is full the event is
     /// dropped and counted.
     pub fn record(&self, event: &AuditEvent) {
-        if self.queue.try_send(Job::Line(event.to_line(), None)).is_err() {
+        if self.queue.try_send(Job::Line(Line::of(event), None)).is_err() {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
             self.writer.unpark();
         }
@@ -109,16 +133,27 @@ impl AuditLog {
     /// what an administrator does.
     ///
     /// # Errors
-    /// When it could not be written, or the queue is full.
+    /// When it could not be written, the queue is full, or the collector takes nothing: then the
+    /// event waits for it with the others.
     pub async fn record_surely(&self, event: &AuditEvent) -> Result<(), AuditDown> {
+        let mut away = self.away.clone();
+        if *away.borrow() {
+            self.record(event);
+            return Err(AuditDown);
+        }
         let (done, written) = oneshot::channel();
-        if self.queue.try_send(Job::Line(event.to_line(), Some(done))).is_err() {
+        if self.queue.try_send(Job::Line(Line::of(event), Some(done))).is_err() {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
             self.writer.unpark();
             return Err(AuditDown);
         }
         self.writer.unpark();
-        if written.await.unwrap_or(false) { Ok(()) } else { Err(AuditDown) }
+        let written = tokio::select! {
+            biased;
+            written = written => written.unwrap_or(false),
+            Ok(_) = away.wait_for(|away| *away) => false,
+        };
+        if written { Ok(()) } else { Err(AuditDown) }
     }
 
     /// Waits until everything recorded so far is written and synced. Call it before the end.
@@ -153,53 +188,21 @@ impl AuditLog {
         self.counters.dropped.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing can be recorded surely now: the last lines could not be written, or the
+    /// collector takes nothing.
+    pub fn is_down(&self) -> bool {
+        *self.away.borrow() || self.counters.failing.load(Ordering::Relaxed)
+    }
+
     /// Events that could not be written.
     pub fn failed(&self) -> u64 {
         self.counters.failed.load(Ordering::Relaxed)
     }
 }
 
-/// What lines are written to.
-trait Sink: Send + 'static {
-    fn write_line(&mut self, line: &str) -> io::Result<()>;
-    fn flush(&mut self) -> io::Result<()>;
-    fn sync(&mut self) -> io::Result<()>;
-}
-
-struct FileSink(BufWriter<File>);
-
-impl Sink for FileSink {
-    fn write_line(&mut self, line: &str) -> io::Result<()> {
-        self.0.write_all(line.as_bytes())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        match self.0.get_ref().sync_data() {
-            // A pipe or a terminal, which has nothing to sync.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-            synced => synced,
-        }
-    }
-}
-
-struct Unsynced<W>(W);
-
-impl<W: Write + Send + 'static> Sink for Unsynced<W> {
-    fn write_line(&mut self, line: &str) -> io::Result<()> {
-        self.0.write_all(line.as_bytes())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// What is never away.
+fn here() -> watch::Receiver<bool> {
+    watch::channel(false).1
 }
 
 /// The lines that go out with one flush, and who waits for them.
@@ -265,6 +268,7 @@ fn finish(sink: &mut impl Sink, batch: Batch, lost: &mut bool, counters: &Counte
     let good = sink.flush().is_ok() && !batch.failed && (!batch.sync || sink.sync().is_ok());
     let counter = if good { &counters.written } else { &counters.failed };
     counter.fetch_add(batch.lines, Ordering::Relaxed);
+    counters.failing.store(!good, Ordering::Relaxed);
     *lost |= !good;
     for done in batch.for_lines {
         let _ = done.send(good);

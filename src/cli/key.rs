@@ -20,7 +20,7 @@ pub(super) enum Key {
         after_help = "Example:\n  avouch key list --credentials avouch-data/admin-client.json"
     )]
     List,
-    /// Announce the next signing key.
+    /// Announce the next signing key, or show it: the server keeps one announced.
     #[command(
         after_help = "Example:\n  avouch key create --algorithm EdDSA \\\n      --credentials avouch-data/admin-client.json"
     )]
@@ -29,12 +29,12 @@ pub(super) enum Key {
         #[arg(long)]
         algorithm: Option<String>,
     },
-    /// Make the announced key sign now.
+    /// Make the announced key sign now, and announce another.
     #[command(
         after_help = "Example:\n  avouch key rotate --credentials avouch-data/admin-client.json"
     )]
     Rotate,
-    /// Take a key back at once, with everything that it signed.
+    /// Take a key back at once, with everything that it signed. The announced one takes its place.
     #[command(
         after_help = "Example:\n  avouch key revoke KID --credentials avouch-data/admin-client.json"
     )]

@@ -43,6 +43,7 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     numbers(config, errors);
     telemetry(config, errors);
     store::check(config, errors);
+    audit(config, errors);
     if !config.dev && config.keys.encryption_key_file.is_none() {
         errors.push("", "keys.encryption_key_file is missing: name a file with 32 random bytes in base64, made by: head -c 32 /dev/urandom | base64");
     }
@@ -77,6 +78,7 @@ pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
     for (key, path) in [
         ("tls.cert_file", &config.tls.cert_file),
         ("tls.client_ca_file", &config.tls.client_ca_file),
+        ("audit.otlp_ca_file", &config.audit.otlp_ca_file),
         ("password.blocklist_file", &config.password.blocklist_file),
         ("etcd.ca_file", &config.etcd.ca_file),
         ("etcd.cert_file", &config.etcd.cert_file),
@@ -96,14 +98,51 @@ fn telemetry(config: &Config, errors: &mut ConfigErrors) {
         errors.push("", "telemetry.sample_percent must be 0 to 100");
     }
     if let Some(endpoint) = &telemetry.otlp_endpoint {
-        let uri = endpoint.parse::<http::Uri>();
         // Spans hold no secret, and a collector stands on the node or behind the mesh.
-        let fine = uri.is_ok_and(|uri| {
-            uri.scheme_str() == Some("http") && uri.host().is_some() && uri.path() == "/"
-        });
-        if !fine {
+        if bare_scheme(endpoint).as_deref() != Some("http") {
             errors.push("", "telemetry.otlp_endpoint must be http:// with a host and a port, as in http://127.0.0.1:4317");
         }
+    }
+}
+
+/// The scheme of a URL that is a host and perhaps a port, and nothing else.
+fn bare_scheme(url: &str) -> Option<String> {
+    let uri = url.parse::<http::Uri>().ok()?;
+    uri.host()?;
+    (uri.path() == "/" && uri.query().is_none()).then(|| uri.scheme_str().map(str::to_owned))?
+}
+
+fn audit(config: &Config, errors: &mut ConfigErrors) {
+    let audit = &config.audit;
+    if audit.output != "otlp" {
+        for (key, is_set) in [
+            ("otlp_endpoint", audit.otlp_endpoint.is_some()),
+            ("otlp_ca_file", audit.otlp_ca_file.is_some()),
+        ] {
+            if is_set {
+                errors.push("", format!("audit.{key} has no effect: set audit.output to otlp"));
+            }
+        }
+        return;
+    }
+    let Some(endpoint) = &audit.otlp_endpoint else {
+        errors.push("", "audit.output is otlp and audit.otlp_endpoint is missing: name the collector, as in https://collector:4317");
+        return;
+    };
+    match bare_scheme(endpoint).as_deref() {
+        Some("https") if audit.otlp_ca_file.is_none() => {
+            errors.push("", "audit.otlp_endpoint is https: name the CA in audit.otlp_ca_file");
+        }
+        Some("http") if audit.otlp_ca_file.is_some() => {
+            errors.push("", "audit.otlp_ca_file has no effect: audit.otlp_endpoint is http");
+        }
+        Some("https") => {}
+        // Who logs in from where is nobody else's business.
+        Some("http") if !is_loopback_url(endpoint) && !config.server.plaintext_mesh => {
+            errors.push("", format!("audit.otlp_endpoint {endpoint} is beyond loopback and plaintext: use https, or --plaintext-behind-mesh if a mesh encrypts"));
+        }
+        Some("http") => {}
+        _ => errors.push("", "audit.otlp_endpoint must be https:// or http:// with a host and a port, as in https://collector:4317"),
     }
 }
 

@@ -131,7 +131,7 @@ section! {
         backup_key_file: Option<PathBuf> = None,
         /// How new keys sign: ES256, EdDSA or RS256.
         algorithm: Algorithm = Algorithm::default(),
-        /// How long a key is published before it signs.
+        /// How long a key is published before it signs, at least: one is announced all the time.
         announce_for: Duration = secs(3_600),
         /// How long a key signs.
         rotate_every: Duration = secs(30 * 86_400),
@@ -302,9 +302,15 @@ section! {
 section! {
     /// `[audit]`: one JSON line for each security event.
     Audit {
-        /// A file to append to, or stdout. With --dev audit.jsonl in the data directory.
+        /// A file to append to, stdout, or otlp. With --dev audit.jsonl in the data directory.
         output: String = "stdout".into(),
-        /// Lines that may wait to be written before more are dropped, and counted.
+        /// With otlp, the OpenTelemetry collector that takes the events as log records, by OTLP over
+        /// gRPC: https://collector:4317. Plaintext http:// on loopback, or where server.plaintext_mesh
+        /// says that a mesh encrypts.
+        otlp_endpoint: Option<String> = None,
+        /// With https, the CA that the collector's certificate must chain to, PEM. Read at the start.
+        otlp_ca_file: Option<PathBuf> = None,
+        /// Lines that may wait to be written, or for a collector, before more are dropped, and counted.
         max_queued: usize = 8_192,
     }
 }

@@ -132,6 +132,36 @@ fn a_listener_beyond_loopback_needs_tls_or_a_mesh() {
     assert!(load(&[("server.listen", "0.0.0.0:7700"), tls[0], tls[1]]).is_empty());
 }
 
+#[test]
+fn events_go_to_a_collector_that_is_named_and_not_in_plaintext_beyond_loopback() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |flags: &[(&str, &str)]| texts_or_none(&sources(dir.path(), GOOD, &[], flags));
+    let otlp = ("audit.output", "otlp");
+    let ca = ("audit.otlp_ca_file", "c");
+    let to = |url| ("audit.otlp_endpoint", url);
+    for (flags, part) in [
+        (vec![otlp], "is missing"),
+        (vec![to("http://127.0.0.1:4317")], "audit.otlp_endpoint has no effect"),
+        (vec![ca], "audit.otlp_ca_file has no effect"),
+        (vec![otlp, to("https://collector:4317")], "name the CA"),
+        (vec![otlp, to("http://127.0.0.1:4317"), ca], "audit.otlp_ca_file has no effect"),
+        (vec![otlp, to("http://collector:4317")], "beyond loopback and plaintext"),
+        (vec![otlp, to("collector:4317")], "must be https://"),
+        (vec![otlp, to("http://127.0.0.1:4317/v1/logs")], "must be https://"),
+    ] {
+        let texts = load(&flags);
+        assert!(texts.len() == 1 && texts[0].contains(part), "{flags:?}: {texts:?}");
+    }
+    for flags in [
+        vec![otlp, to("http://localhost:4317")],
+        vec![otlp, to("http://[::1]:4317/")],
+        vec![otlp, to("https://collector:4317"), ca],
+        vec![otlp, to("http://collector:4317"), ("server.plaintext_mesh", "true")],
+    ] {
+        assert!(load(&flags).is_empty(), "{flags:?}");
+    }
+}
+
 fn texts_or_none(sources: &Sources) -> Vec<String> {
     load(sources)
         .err()
@@ -144,7 +174,7 @@ fn dev_needs_nothing_and_serves_this_machine_only() {
     let config = load(&Sources { dev: true, ..Sources::default() }).unwrap();
     assert!(config.server.reflection);
     assert_eq!(config.data_dir(), Path::new("./avouch-data"));
-    assert_eq!(config.audit_file().unwrap(), Path::new("./avouch-data/audit.jsonl"));
+    assert_eq!(config.audit_output(), AuditOutput::File("./avouch-data/audit.jsonl".into()));
     let flags = vec![("--listen".into(), "server.listen".into(), "0.0.0.0:1".into())];
     let refused = texts(&Sources { dev: true, flags, ..Sources::default() });
     assert!(refused[0].contains("--dev serves this machine only"));

@@ -91,7 +91,7 @@ impl PublicKey {
 /// Where a key is in its life.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum KeyState {
-    /// Published so that verifiers know it in time. It does not sign.
+    /// Published so that verifiers know it in time: the reserve. It does not sign.
     Announced,
     /// Published, and the only one that signs.
     Active,
@@ -231,8 +231,9 @@ pub fn mac_plan_at(records: &[MacKeyRecord], now: Timestamp) -> MacPlan {
 pub struct RingPolicy {
     /// What new keys sign with.
     pub algorithm: Algorithm,
-    /// How long a key is published before it signs. Longer than the slowest verifier takes to read the
-    /// published keys again: istiod takes 20 minutes.
+    /// How long a key is published before it signs, at least; one that waits for its turn as the reserve
+    /// is published for longer. Longer than the slowest verifier takes to read the published keys again:
+    /// istiod takes 20 minutes.
     pub announce_for: Duration,
     /// How long one key signs.
     pub rotate_every: Duration,
@@ -286,7 +287,9 @@ pub enum KeyChange {
     },
 }
 
-/// What is due now. Empty when nothing is; asking again after carrying it out gives nothing.
+/// What is due now. Empty when nothing is; asking again after carrying it out gives nothing. A ring that
+/// it was carried out on has one key announced in reserve, so that whatever ends the active key, the next
+/// one is among those that verifiers have read.
 pub fn plan_at(records: &[KeyRecord], policy: &RingPolicy, now: Timestamp) -> Vec<KeyChange> {
     let mut plan = Vec::new();
     let in_state = |state| records.iter().filter(move |r: &&KeyRecord| r.state == state);
@@ -300,6 +303,7 @@ pub fn plan_at(records: &[KeyRecord], policy: &RingPolicy, now: Timestamp) -> Ve
     let active = in_state(KeyState::Active).max_by_key(|r| (r.activate_at, &r.id));
     plan.extend(in_state(KeyState::Active).filter(|r| Some(*r) != active).map(retire));
 
+    let mut gone = Vec::new();
     match active {
         None => plan.push(next_signer(records, None, policy.algorithm)),
         Some(active) => {
@@ -308,41 +312,38 @@ pub fn plan_at(records: &[KeyRecord], policy: &RingPolicy, now: Timestamp) -> Ve
             } else {
                 Timestamp::default()
             };
-            let successor = in_state(KeyState::Announced)
-                .filter(|r| r.algorithm == policy.algorithm)
+            let next = reserves(records, policy.algorithm)
+                .filter(|r| now >= r.activate_at && now >= due)
                 .min_by_key(|r| (r.activate_at, &r.id));
-            match successor {
-                Some(next) if now >= next.activate_at && now >= due => {
-                    plan.push(retire(active));
-                    plan.push(KeyChange::Activate(next.id.clone()));
-                }
-                Some(_) => {}
-                None if now >= due.before(policy.announce_for) => plan.push(KeyChange::Announce {
-                    algorithm: policy.algorithm,
-                    activate_at: due.max(now.after(policy.announce_for)),
-                }),
-                None => {}
+            if let Some(next) = next {
+                plan.push(retire(active));
+                plan.push(KeyChange::Activate(next.id.clone()));
             }
             // Announced under an algorithm that is no longer wanted: it never signed, so nothing
             // depends on it.
-            let unwanted =
-                in_state(KeyState::Announced).filter(|r| r.algorithm != policy.algorithm);
-            plan.extend(unwanted.map(|r| KeyChange::Remove(r.id.clone())));
+            gone.extend(in_state(KeyState::Announced).filter(|r| r.algorithm != policy.algorithm));
         }
     }
+    keep_reserve(&mut plan, records, policy, now);
 
-    let gone = in_state(KeyState::Retired).filter(|r| {
+    gone.extend(in_state(KeyState::Retired).filter(|r| {
         now >= r
             .remove_at
             .unwrap_or_else(|| r.retired_at.unwrap_or(r.activate_at).after(policy.remove_after))
-    });
-    plan.extend(gone.map(|r| KeyChange::Remove(r.id.clone())));
+    }));
+    plan.extend(gone.into_iter().map(|r| KeyChange::Remove(r.id.clone())));
     plan
 }
 
 /// What taking back a key entails. Empty when there is no such key, or it is revoked already. If no key
-/// would be left to sign, the next one signs at once, announced long enough or not.
-pub fn revoke_plan(records: &[KeyRecord], id: &KeyId, policy: &RingPolicy) -> Vec<KeyChange> {
+/// would be left to sign, the next one signs at once, announced long enough or not. Another takes the
+/// place of the one that was announced.
+pub fn revoke_plan(
+    records: &[KeyRecord],
+    id: &KeyId,
+    policy: &RingPolicy,
+    now: Timestamp,
+) -> Vec<KeyChange> {
     if !records.iter().any(|r| r.id == *id && r.state != KeyState::Revoked) {
         return Vec::new();
     }
@@ -350,7 +351,53 @@ pub fn revoke_plan(records: &[KeyRecord], id: &KeyId, policy: &RingPolicy) -> Ve
     if !records.iter().any(|r| r.state == KeyState::Active && r.id != *id) {
         plan.push(next_signer(records, Some(id), policy.algorithm));
     }
+    keep_reserve(&mut plan, records, policy, now);
     plan
+}
+
+/// What it takes that the announced key signs now; none if none is announced. If several are, the one
+/// that verifiers have known for longest. Another is announced in its place.
+pub fn rotate_plan(
+    records: &[KeyRecord],
+    policy: &RingPolicy,
+    now: Timestamp,
+) -> Option<Vec<KeyChange>> {
+    let announced = records.iter().filter(|r| r.state == KeyState::Announced);
+    let next = announced.min_by_key(|r| (r.created_at, &r.id))?;
+    let active = records.iter().filter(|r| r.state == KeyState::Active);
+    let retire = |record: &KeyRecord| KeyChange::Retire {
+        id: record.id.clone(),
+        remove_at: now.after(policy.remove_after),
+    };
+    let mut plan: Vec<KeyChange> = active.map(retire).collect();
+    plan.push(KeyChange::Activate(next.id.clone()));
+    keep_reserve(&mut plan, records, policy, now);
+    Some(plan)
+}
+
+/// The keys of an algorithm that are announced.
+fn reserves(records: &[KeyRecord], wanted: Algorithm) -> impl Iterator<Item = &KeyRecord> {
+    records.iter().filter(move |r| r.state == KeyState::Announced && r.algorithm == wanted)
+}
+
+/// Has a key announced, unless one stays so when the plan is carried out.
+fn keep_reserve(
+    plan: &mut Vec<KeyChange>,
+    records: &[KeyRecord],
+    policy: &RingPolicy,
+    now: Timestamp,
+) {
+    let spent = |id: &KeyId| {
+        plan.iter().any(
+            |change| matches!(change, KeyChange::Activate(it) | KeyChange::Revoke(it) if it == id),
+        )
+    };
+    if reserves(records, policy.algorithm).all(|r| spent(&r.id)) {
+        plan.push(KeyChange::Announce {
+            algorithm: policy.algorithm,
+            activate_at: now.after(policy.announce_for),
+        });
+    }
 }
 
 /// Who signs when nobody does: an announced key, rather of the wanted algorithm, rather an old one; or a new one.

@@ -45,10 +45,10 @@ impl Admin {
         Self { service, callers, lifetimes }
     }
 
-    fn call<T>(&self, request: Request<T>) -> Answer<(Call<'_>, T)> {
+    async fn call<T>(&self, request: Request<T>) -> Answer<(Call<'_>, T)> {
         let (metadata, extensions, message) = request.into_parts();
         let origin = self.callers.origin(&extensions);
-        let caller = self.callers.known(&metadata, &extensions)?.caller;
+        let caller = self.callers.known(&metadata, &extensions).await?.caller;
         // Before the fields are looked at, so that they tell nothing to whoever may not ask.
         self.service.may_administer(&caller, "administer", &origin)?;
         let (service, lifetimes) = (&*self.service, &self.lifetimes);
@@ -57,13 +57,13 @@ impl Admin {
 }
 
 impl Call<'_> {
-    fn user(&self, user: &User) -> Answer<pb::User> {
-        let epoch = self.service.subject_epoch(&user.subject).map_err(status::store)?;
+    async fn user(&self, user: &User) -> Answer<pb::User> {
+        let epoch = self.service.subject_epoch(&user.subject).await.map_err(status::store)?;
         Ok(convert::to_user(user, epoch))
     }
 
-    fn client(&self, client: &Client) -> Answer<pb::Client> {
-        let epoch = self.service.client_epoch(&client.id).map_err(status::store)?;
+    async fn client(&self, client: &Client) -> Answer<pb::Client> {
+        let epoch = self.service.client_epoch(&client.id).await.map_err(status::store)?;
         Ok(convert::to_client(client, epoch))
     }
 }
@@ -119,7 +119,7 @@ macro_rules! rpcs {
                     &self,
                     request: Request<pb::$request>,
                 ) -> Answer<Response<pb::$response>> {
-                    let (call, message) = self.call(request)?;
+                    let (call, message) = self.call(request).await?;
                     Ok(Response::new($answer(call, message).await?))
                 }
             )*
@@ -158,7 +158,7 @@ rpcs! {
             &self,
             request: Request<pb::CreateBackupRequest>,
         ) -> Answer<Response<Self::CreateBackupStream>> {
-            let (call, pb::CreateBackupRequest {}) = self.call(request)?;
+            let (call, pb::CreateBackupRequest {}) = self.call(request).await?;
             let pieces = backup::create(&self.service, &call.caller, &call.origin);
             Ok(Response::new(pieces.await?))
         }

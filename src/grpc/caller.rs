@@ -75,9 +75,13 @@ impl Callers {
     ///
     /// # Errors
     /// UNAUTHENTICATED for a token that is not good, or not good for avouch.
-    pub fn known(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Known, Status> {
+    pub async fn known(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<Known, Status> {
         if let Some(token) = bearer(metadata)? {
-            return self.by_token(token);
+            return self.by_token(token).await;
         }
         let peer = extensions.get::<Arc<PeerInfo>>();
         let Some(certificate) = peer.and_then(|peer| peer.certificate.as_ref()) else {
@@ -100,7 +104,7 @@ impl Callers {
         })
     }
 
-    fn by_token(&self, token: &str) -> Result<Known, Status> {
+    async fn by_token(&self, token: &str) -> Result<Known, Status> {
         let now = self.service.now();
         let verified =
             self.service.access_tokens().check(token, now).map_err(|_| status::caller_unknown())?;
@@ -121,6 +125,7 @@ impl Callers {
             let client = self
                 .service
                 .recent_client(&claims.client, now)
+                .await
                 .map_err(status::store)?
                 .filter(|client| !client.disabled)
                 .ok_or_else(status::caller_unknown)?;
@@ -140,19 +145,19 @@ impl Callers {
     ///
     /// # Errors
     /// UNAUTHENTICATED for a client that did not prove itself, or as for [`Callers::known`].
-    pub fn known_or_client(
+    pub async fn known_or_client(
         &self,
         client: Option<&pb::ClientAuthentication>,
         metadata: &MetadataMap,
         extensions: &Extensions,
     ) -> Result<Caller, Status> {
         let Some(message) = client else {
-            return Ok(self.known(metadata, extensions)?.caller);
+            return Ok(self.known(metadata, extensions).await?.caller);
         };
         let origin = self.origin(extensions);
         let secret = client_secret(message);
         let proof = client_proof(message, secret.as_ref(), &origin);
-        let client = self.service.client_by_proof(&proof).map_err(|error| match error {
+        let client = self.service.client_by_proof(&proof).await.map_err(|error| match error {
             ClientError::Store(error) => status::store(error),
             ClientError::Refused(failure) => {
                 let happening = Happening::LoginFailed {
@@ -169,13 +174,14 @@ impl Callers {
     }
 }
 
+#[tonic::async_trait]
 impl Authorize for Callers {
-    fn watch_caller(
+    async fn watch_caller(
         &self,
         extensions: &Extensions,
         metadata: &MetadataMap,
     ) -> Result<WatchCaller, Status> {
-        let known = self.known(metadata, extensions)?;
+        let known = self.known(metadata, extensions).await?;
         // Nobody in particular: to show something may help, so it is not for want of a right.
         if known.caller.identity == Identity::Anonymous {
             return Err(status::caller_unknown());

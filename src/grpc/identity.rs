@@ -96,7 +96,7 @@ impl pb::identity_service_server::IdentityService for Identity {
         let (metadata, extensions, message) = request.into_parts();
         let origin = self.callers.origin(&extensions);
         let caller =
-            self.callers.known_or_client(message.client.as_ref(), &metadata, &extensions)?;
+            self.callers.known_or_client(message.client.as_ref(), &metadata, &extensions).await?;
         let mut fields = Fields::default();
         let request = revocation_request(&mut fields, message);
         let request = fields.finish(request)?;
@@ -120,7 +120,7 @@ impl pb::identity_service_server::IdentityService for Identity {
         let (metadata, extensions, message) = request.into_parts();
         let origin = self.callers.origin(&extensions);
         let caller =
-            self.callers.known_or_client(message.client.as_ref(), &metadata, &extensions)?;
+            self.callers.known_or_client(message.client.as_ref(), &metadata, &extensions).await?;
         let mut fields = Fields::default();
         fields.required("token", &message.token);
         let at_least = token::cursor(&mut fields, "at_least", message.at_least);
@@ -140,7 +140,7 @@ impl pb::identity_service_server::IdentityService for Identity {
         _request: Request<pb::GetKeySetRequest>,
     ) -> Result<Response<pb::GetKeySetResponse>, Status> {
         let ring = self.service.keys().current();
-        let keys = self.service.published_keys().map_err(status::store)?;
+        let keys = self.service.published_keys().await.map_err(status::store)?;
         Ok(Response::new(pb::GetKeySetResponse {
             keys: keys.iter().map(token::to_jwk).collect(),
             jwks_json: String::from_utf8_lossy(ring.jwks_json()).into_owned(),

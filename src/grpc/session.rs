@@ -31,7 +31,7 @@ impl pb::session_service_server::SessionService for Sessions {
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let origin = self.callers.origin(&extensions);
-        let caller = self.callers.known(&metadata, &extensions)?.caller;
+        let caller = self.callers.known(&metadata, &extensions).await?.caller;
         let mut fields = Fields::default();
         let subject = fields.parse_optional("subject", &message.subject);
         let limit = fields.page_size("page_size", message.page_size);
@@ -40,6 +40,7 @@ impl pb::session_service_server::SessionService for Sessions {
         let page = self
             .service
             .list_sessions(&caller, subject, after, limit, message.include_ended, &origin)
+            .await
             .map_err(status::sessions)?;
         let sessions =
             page.sessions.iter().map(|(session, state)| token::to_session(session, *state));
@@ -55,12 +56,12 @@ impl pb::session_service_server::SessionService for Sessions {
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let origin = self.callers.origin(&extensions);
-        let caller = self.callers.known(&metadata, &extensions)?.caller;
+        let caller = self.callers.known(&metadata, &extensions).await?.caller;
         let mut fields = Fields::default();
         let id = fields.parse("session_id", &message.session_id);
         let id = fields.finish(id)?;
         let (session, state) =
-            self.service.session(&caller, id, &origin).map_err(status::sessions)?;
+            self.service.session(&caller, id, &origin).await.map_err(status::sessions)?;
         Ok(Response::new(pb::GetSessionResponse {
             session: Some(token::to_session(&session, state)),
         }))

@@ -50,13 +50,14 @@ pub struct WatchCaller {
 }
 
 /// Says who calls.
+#[tonic::async_trait]
 pub trait Authorize: Send + Sync + 'static {
     /// The caller of a request with these extensions and this metadata. Says who it is, not whether
     /// it may.
     ///
     /// # Errors
     /// UNAUTHENTICATED when a credential is no good.
-    fn watch_caller(
+    async fn watch_caller(
         &self,
         extensions: &http::Extensions,
         metadata: &MetadataMap,
@@ -73,8 +74,8 @@ struct Handlers {
 }
 
 impl Handlers {
-    fn caller<T>(&self, request: &Request<T>) -> Result<WatchCaller, Status> {
-        let caller = self.authorize.watch_caller(request.extensions(), request.metadata())?;
+    async fn caller<T: Sync>(&self, request: &Request<T>) -> Result<WatchCaller, Status> {
+        let caller = self.authorize.watch_caller(request.extensions(), request.metadata()).await?;
         if caller.caller.has(Right::Watch) { Ok(caller) } else { Err(status::denied()) }
     }
 
@@ -86,7 +87,7 @@ impl Handlers {
         &self,
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Frames>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let subscribe = subscribe(request.into_inner(), caller)?;
         let feed = self.feed()?;
         let subscription = feed.subscribe(subscribe).await.map_err(status::watch)?;
@@ -193,7 +194,7 @@ impl RevocationService for Handlers {
         &self,
         request: Request<v1::AckRevocationsRequest>,
     ) -> Result<Response<v1::AckRevocationsResponse>, Status> {
-        let caller = self.caller(&request);
+        let caller = self.caller(&request).await;
         let ack = request.into_inner();
         // A revocation may take the credential of the very watcher that is asked for it. Its stream is
         // there a little longer, and the name of that stream is known to nobody else.
@@ -216,7 +217,7 @@ impl RevocationService for Handlers {
     ) -> Result<Response<v1::ListRevocationsResponse>, Status> {
         /// How many pages of the log one call looks at, however few of them the caller may see.
         const PAGES: usize = 16;
-        let caller = self.caller(&request)?.caller;
+        let caller = self.caller(&request).await?.caller;
         let request = request.into_inner();
         let limit = match request.page_size {
             ..0 => return Err(status::field("page_size", "must not be negative")),

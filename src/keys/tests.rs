@@ -181,16 +181,19 @@ fn old_tokens_live_through_a_rotation_and_die_with_their_key() {
     };
     let first = roll(&[], NOW).unwrap();
     assert!(roll(&first, NOW).is_none());
-    let announced_at = NOW.after(30 * DAY - HOUR);
-    let announced = roll(&first, announced_at).unwrap();
-    let live = KeyRing::new(open(&announced).unwrap());
-    assert_eq!(*live.current().signing().id(), first[0].id, "announced keys do not sign");
+    let almost_due = NOW.after(30 * DAY).before(Duration::from_millis(1));
+    assert!(roll(&first, almost_due).is_none());
+    let live = KeyRing::new(open(&first).unwrap());
+    let signer = live.current().signing().id().clone();
+    let reserve = first.iter().find(|r| r.state == KeyState::Announced).unwrap().id.clone();
+    assert_ne!(signer, reserve, "announced keys do not sign");
+    assert!(live.current().find_key(reserve.as_str()).is_some(), "they are published");
 
-    let rotated_at = announced_at.after(HOUR);
+    let rotated_at = NOW.after(30 * DAY);
     let last = live.current().signing().encode(&claims(rotated_at)).unwrap();
-    let rotated = roll(&announced, rotated_at).unwrap();
+    let rotated = roll(&first, rotated_at).unwrap();
     live.replace(open(&rotated).unwrap());
-    assert_ne!(*live.current().signing().id(), first[0].id);
+    assert_eq!(*live.current().signing().id(), reserve);
     let almost = rotated_at.after(HOUR);
     assert!(verify(last.expose(), &*live.current(), &rules, almost).is_ok());
 
@@ -205,15 +208,19 @@ fn a_revoked_key_is_gone_at_once_and_the_next_one_signs() {
     let policy = RingPolicy::new(Algorithm::EdDsa, HOUR);
     let rules = Rules::new("https://id.example", HOUR);
     let first = roll_at(&[], &policy, NOW, &sealer(1), &entropy()).unwrap().unwrap();
-    let stolen = open(&first).unwrap().signing().encode(&claims(NOW)).unwrap();
+    let before = open(&first).unwrap();
+    let stolen = before.signing().encode(&claims(NOW)).unwrap();
+    let signer = before.signing().id().clone();
     let revoke = |records: &[KeyRecord]| {
-        revoke_at(records, &first[0].id, &policy, NOW, &sealer(1), &entropy()).unwrap()
+        revoke_at(records, &signer, &policy, NOW, &sealer(1), &entropy()).unwrap()
     };
     let after = revoke(&first).unwrap();
     let ring = open(&after).unwrap();
     assert_eq!(verify(stolen.expose(), &ring, &rules, NOW), Err(TokenError::UnknownKey));
     let fresh = ring.signing().encode(&claims(NOW)).unwrap();
     assert!(verify(fresh.expose(), &ring, &rules, NOW).is_ok());
-    assert!(!std::str::from_utf8(ring.jwks_json()).unwrap().contains(first[0].id.as_str()));
+    let jwks = |ring: &Ring| String::from_utf8(ring.jwks_json().to_vec()).unwrap();
+    assert!(!jwks(&ring).contains(signer.as_str()));
+    assert!(jwks(&before).contains(ring.signing().id().as_str()), "verifiers have it already");
     assert!(revoke(&after).is_none());
 }

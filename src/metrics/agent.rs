@@ -1,15 +1,11 @@
 //! What a node agent tells of itself.
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
-use super::{Level64, as_gauge};
-
-type Seconds = Gauge<f64, AtomicU64>;
+use super::register::Register;
+use super::{Count, Level64, Seconds, as_gauge, raise};
 
 /// How an agent is doing, as it is told before each scrape.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +39,7 @@ pub struct AgentLevels {
 }
 
 /// The recorders of a node agent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AgentMetrics {
     synced: Level64,
     connected: Level64,
@@ -56,54 +52,32 @@ pub struct AgentMetrics {
     behind: Level64,
     ring_entries: Level64,
     ring_bytes: Level64,
-    cut: Level64,
-    snapshots: Level64,
+    cut: Count,
+    snapshots: Count,
 }
 
 impl AgentMetrics {
     /// Registers every recorder under `avouch_agent_`, at zero.
     pub fn register(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("avouch");
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The program", build);
-        let r = registry.sub_registry_with_prefix("agent");
-        let metrics = Self::default();
-        for (name, help, gauge) in [
-            ("synced", "1 while a complete set is served", &metrics.synced),
-            (
-                "upstream_connected",
-                "1 while the stream from the server is there",
-                &metrics.connected,
-            ),
-            (
-                "applied_revision",
-                "The revision up to which everything is passed on",
-                &metrics.revision,
-            ),
-            ("entries", "Revocations held", &metrics.entries),
-            ("neighbours", "Streams of neighbours open now", &metrics.neighbours),
-            ("neighbours_behind", "Revisions that the last neighbour is behind", &metrics.behind),
-            ("ring_entries", "Events held for neighbours that resume", &metrics.ring_entries),
-            ("neighbours_cut", "Neighbours cut so far, as they took nothing", &metrics.cut),
-            ("snapshots", "Sets fetched whole so far", &metrics.snapshots),
-        ] {
-            r.register(name, help, gauge.clone());
+        let mut r = Register::avouch(registry).under("agent");
+        Self {
+            synced: r.number("synced", "1 while a complete set is served"),
+            connected: r
+                .number("upstream_connected", "1 while the stream from the server is there"),
+            age: r.seconds("age", "Time since the moment up to which all revocations are known"),
+            lag: r
+                .seconds("lag", "Time of the newest revocation from its commit until it was here"),
+            revision: r
+                .number("applied_revision", "The revision up to which everything is passed on"),
+            entries: r.number("entries", "Revocations held"),
+            bytes: r.bytes("view", "What they take"),
+            neighbours: r.number("neighbours", "Streams of neighbours open now"),
+            behind: r.number("neighbours_behind", "Revisions that the last neighbour is behind"),
+            cut: r.number("neighbours_cut", "Neighbours cut, as they took nothing"),
+            ring_entries: r.number("ring_entries", "Events held for neighbours that resume"),
+            ring_bytes: r.bytes("ring", "What they take"),
+            snapshots: r.number("snapshots", "Sets fetched whole"),
         }
-        r.register_with_unit("view", "What they take", Unit::Bytes, metrics.bytes.clone());
-        r.register_with_unit("ring", "What they take", Unit::Bytes, metrics.ring_bytes.clone());
-        r.register_with_unit(
-            "age",
-            "Time since the moment up to which all revocations are known",
-            Unit::Seconds,
-            metrics.age.clone(),
-        );
-        r.register_with_unit(
-            "lag",
-            "Time of the newest revocation from its commit until it was here",
-            Unit::Seconds,
-            metrics.lag.clone(),
-        );
-        metrics
     }
 
     /// How the agent is doing now.
@@ -120,7 +94,7 @@ impl AgentMetrics {
         self.behind.set(as_gauge(levels.behind));
         self.ring_entries.set(as_gauge(levels.ring_entries as u64));
         self.ring_bytes.set(as_gauge(levels.ring_bytes as u64));
-        self.cut.set(as_gauge(levels.cut));
-        self.snapshots.set(as_gauge(levels.snapshots));
+        raise(&self.cut, levels.cut);
+        raise(&self.snapshots, levels.snapshots);
     }
 }

@@ -5,12 +5,13 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
+use super::register::Register;
 use super::{Level64, Seconds, as_float, as_gauge};
 
 /// What is known of the process.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Process {
     cpu: Counter<f64, AtomicU64>,
     resident: Level64,
@@ -23,36 +24,16 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn register(root: &mut Registry) -> Self {
-        let it = Self::default();
-        let r = root.sub_registry_with_prefix("process");
-        r.register_with_unit(
-            "cpu",
-            "CPU time of the process, user and system",
-            Unit::Seconds,
-            it.cpu.clone(),
-        );
-        r.register_with_unit(
-            "resident_memory",
-            "Memory that the process holds",
-            Unit::Bytes,
-            it.resident.clone(),
-        );
-        r.register_with_unit(
-            "virtual_memory",
-            "Address space of the process",
-            Unit::Bytes,
-            it.virtual_memory.clone(),
-        );
-        r.register("open_fds", "Open file descriptors", it.open_fds.clone());
-        r.register("max_fds", "The most file descriptors", it.max_fds.clone());
-        r.register("threads", "Threads of the process", it.threads.clone());
-        r.register_with_unit(
-            "start_time",
-            "When the process began, since the epoch",
-            Unit::Seconds,
-            it.start.clone(),
-        );
-        it
+        let mut r = Register::foreign(root, "process");
+        Self {
+            cpu: r.seconds("cpu", "CPU time of the process, user and system"),
+            resident: r.bytes("resident_memory", "Memory that the process holds"),
+            virtual_memory: r.bytes("virtual_memory", "Address space of the process"),
+            open_fds: r.number("open_fds", "Open file descriptors"),
+            max_fds: r.number("max_fds", "The most file descriptors"),
+            threads: r.number("threads", "Threads of the process"),
+            start: r.seconds("start_time", "When the process began, since the epoch"),
+        }
     }
 
     /// Reads everything again. What cannot be read keeps its value.

@@ -8,13 +8,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::labels::{Level, LevelLabels};
+use super::register::Register;
 use super::{Count, GROUP_BUCKETS, latency};
 
 /// What the hashing threads record in.
 #[derive(Clone, Debug)]
 pub struct HashRecorder {
-    pub(super) wait: Histogram,
-    pub(super) run: Histogram,
+    wait: Histogram,
+    run: Histogram,
 }
 
 impl Default for HashRecorder {
@@ -24,6 +25,21 @@ impl Default for HashRecorder {
 }
 
 impl HashRecorder {
+    pub(super) fn register(r: &mut Register<'_>) -> Self {
+        Self {
+            wait: r.made_in_seconds(
+                "password_hash_wait",
+                "Time that a password waited to be hashed",
+                latency(),
+            ),
+            run: r.made_in_seconds(
+                "password_hash_run",
+                "Time that hashing a password took",
+                latency(),
+            ),
+        }
+    }
+
     /// A password waited so long.
     pub fn waited(&self, time: Duration) {
         self.wait.observe(time.as_secs_f64());
@@ -38,9 +54,9 @@ impl HashRecorder {
 /// What the store records in.
 #[derive(Clone, Debug)]
 pub struct StoreRecorder {
-    pub(super) commit: Histogram,
-    pub(super) changes: Histogram,
-    pub(super) sync: Histogram,
+    commit: Histogram,
+    changes: Histogram,
+    sync: Histogram,
 }
 
 impl Default for StoreRecorder {
@@ -50,6 +66,26 @@ impl Default for StoreRecorder {
 }
 
 impl StoreRecorder {
+    pub(super) fn register(r: &mut Register<'_>) -> Self {
+        Self {
+            commit: r.made_in_seconds(
+                "store_commit",
+                "Time of a state change from being asked for until it is durable",
+                latency(),
+            ),
+            changes: r.made(
+                "store_group_changes",
+                "State changes in one group",
+                Histogram::new(GROUP_BUCKETS),
+            ),
+            sync: r.made_in_seconds(
+                "store_sync",
+                "Time of writing and syncing one group",
+                latency(),
+            ),
+        }
+    }
+
     /// A state change was durable so long after it was asked for.
     pub fn committed(&self, time: Duration) {
         self.commit.observe(time.as_secs_f64());
@@ -66,10 +102,10 @@ impl StoreRecorder {
 #[derive(Clone, Debug)]
 pub struct FeedRecorder {
     pub(super) revocations: Family<LevelLabels, Count>,
-    pub(super) propagation: Histogram,
-    pub(super) frames: Count,
-    pub(super) ack: Histogram,
-    pub(super) ack_timeouts: Count,
+    propagation: Histogram,
+    frames: Count,
+    ack: Histogram,
+    ack_timeouts: Count,
 }
 
 impl Default for FeedRecorder {
@@ -85,6 +121,27 @@ impl Default for FeedRecorder {
 }
 
 impl FeedRecorder {
+    pub(super) fn register(r: &mut Register<'_>) -> Self {
+        Self {
+            revocations: r.number("revocations", "Revocations, by level"),
+            propagation: r.made_in_seconds(
+                "revocation_propagation",
+                "Time from a revocation being durable until a watcher's stream had it, per watcher",
+                latency(),
+            ),
+            frames: r.number("watcher_frames", "Frames that streams took"),
+            ack: r.made_in_seconds(
+                "revocation_ack",
+                "Time that a Revoke waited until every watcher had applied it",
+                latency(),
+            ),
+            ack_timeouts: r.number(
+                "revocation_ack_timeouts",
+                "Waits that ended before every watcher had applied the revocation",
+            ),
+        }
+    }
+
     /// A revocation is durable.
     pub fn revoked(&self, level: Level) {
         self.revocations.get_or_create(&LevelLabels { level }).inc();

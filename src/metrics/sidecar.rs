@@ -1,18 +1,16 @@
 //! What a sidecar counts.
 
-use std::sync::atomic::AtomicU64;
+use std::fmt::Write as _;
 use std::time::Duration;
 
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 use super::labels::{label, label_set};
-use super::{Count, Level64, as_gauge};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-use std::fmt::Write as _;
+use super::register::Register;
+use super::{Count, Level64, Seconds, as_gauge, raise};
 
 label! {
     /// Who asks a sidecar.
@@ -142,8 +140,6 @@ pub struct ViewStatus {
     pub opened: u64,
 }
 
-type Seconds = Gauge<f64, AtomicU64>;
-
 /// The recorders of a sidecar.
 #[derive(Debug)]
 pub struct SidecarMetrics {
@@ -157,70 +153,37 @@ pub struct SidecarMetrics {
     entries: Level64,
     bytes: Level64,
     partial: Level64,
-    asked: Level64,
-    opened: Level64,
+    asked: Count,
+    opened: Count,
 }
 
 impl SidecarMetrics {
     /// Registers every recorder under `avouch_sidecar_`, at zero.
     pub fn register(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("avouch");
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The program", build);
-        let r = registry.sub_registry_with_prefix("sidecar");
+        let mut r = Register::avouch(registry).under("sidecar");
         let metrics = Self {
-            requests: Family::default(),
-            latency: Family::new_with_constructor(latency as fn() -> Histogram),
-            synced: Gauge::default(),
-            connected: Gauge::default(),
-            age: Gauge::default(),
-            lag: Gauge::default(),
-            revision: Gauge::default(),
-            entries: Gauge::default(),
-            bytes: Gauge::default(),
-            partial: Gauge::default(),
-            asked: Gauge::default(),
-            opened: Gauge::default(),
+            requests: r.number("requests", "Requests judged, by answer and reason"),
+            latency: r.made_in_seconds(
+                "latency",
+                "Time of one judgement",
+                Family::new_with_constructor(latency as fn() -> Histogram),
+            ),
+            synced: r.number("view_synced", "1 once the set of revocations was complete"),
+            connected: r.number("view_connected", "1 while the stream is there"),
+            age: r
+                .seconds("view_age", "Time since the moment up to which all revocations are known"),
+            lag: r.seconds(
+                "view_lag",
+                "Time of the newest revocation from its commit until it was in force here",
+            ),
+            revision: r
+                .number("applied_revision", "The revision up to which everything is in force"),
+            entries: r.number("view_entries", "Revocations held"),
+            bytes: r.bytes("view", "What they take"),
+            partial: r.number("view_partial", "1 when some were left out"),
+            asked: r.number("asked", "Questions to the server"),
+            opened: r.number("opened", "Tokens accepted although what was known was too old"),
         };
-        r.register("requests", "Requests judged, by answer and reason", metrics.requests.clone());
-        r.register_with_unit(
-            "latency",
-            "Time of one judgement",
-            Unit::Seconds,
-            metrics.latency.clone(),
-        );
-        r.register(
-            "view_synced",
-            "1 once the set of revocations was complete",
-            metrics.synced.clone(),
-        );
-        r.register("view_connected", "1 while the stream is there", metrics.connected.clone());
-        r.register_with_unit(
-            "view_age",
-            "Time since the moment up to which all revocations are known",
-            Unit::Seconds,
-            metrics.age.clone(),
-        );
-        r.register_with_unit(
-            "view_lag",
-            "Time of the newest revocation from its commit until it was in force here",
-            Unit::Seconds,
-            metrics.lag.clone(),
-        );
-        r.register(
-            "applied_revision",
-            "The revision up to which everything is in force",
-            metrics.revision.clone(),
-        );
-        r.register("view_entries", "Revocations held", metrics.entries.clone());
-        r.register_with_unit("view", "What they take", Unit::Bytes, metrics.bytes.clone());
-        r.register("view_partial", "1 when some were left out", metrics.partial.clone());
-        r.register("asked", "Questions to the server so far", metrics.asked.clone());
-        r.register(
-            "opened",
-            "Tokens accepted so far although what was known was too old",
-            metrics.opened.clone(),
-        );
         for entry in Entry::ALL {
             drop(metrics.latency.get_or_create(&EntryLabels { entry }));
             for reason in Reason::ALL {
@@ -249,8 +212,8 @@ impl SidecarMetrics {
         self.entries.set(as_gauge(status.entries as u64));
         self.bytes.set(as_gauge(status.bytes as u64));
         self.partial.set(status.partial.into());
-        self.asked.set(as_gauge(status.asked));
-        self.opened.set(as_gauge(status.opened));
+        raise(&self.asked, status.asked);
+        raise(&self.opened, status.opened);
     }
 }
 

@@ -93,14 +93,14 @@ impl Service {
         origin: &Origin,
     ) -> Result<Tokens, AuthenticateError> {
         let now = self.now();
-        let client = self.prove_client(&request.client, origin, now)?;
+        let client = self.prove_client(&request.client, origin, now).await?;
         let scope = granted(&request.scope, &client.scope)
             .ok_or(AuthenticateError::Excess(Excess::Scope))?;
         let audience = granted(&request.audience, &client.audience)
             .ok_or(AuthenticateError::Excess(Excess::Audience))?;
         match request.grant {
             Grant::ClientCredentials => {
-                self.authenticate_client(client, scope, audience, origin, now)
+                self.authenticate_client(client, scope, audience, origin, now).await
             }
             Grant::Password { username, password } => {
                 if !client.first_party {
@@ -113,14 +113,14 @@ impl Service {
     }
 
     /// The client, if the proof is good; if not, the journal says why.
-    pub(super) fn prove_client(
+    pub(super) async fn prove_client(
         &self,
         proof: &ClientProof<'_>,
         origin: &Origin,
         now: Timestamp,
     ) -> Result<Arc<Client>, AuthenticateError> {
         // From memory; before anything is given out, `is_still_good` asks the store.
-        self.clients.authenticate_recent(proof, now).map_err(|error| match error {
+        self.clients.authenticate_recent(proof, now).await.map_err(|error| match error {
             ClientError::Store(error) => AuthenticateError::Store(error),
             ClientError::Refused(failure) => {
                 let happening = Happening::LoginFailed {
@@ -135,7 +135,7 @@ impl Service {
         })
     }
 
-    fn authenticate_client(
+    async fn authenticate_client(
         &self,
         client: Arc<Client>,
         scope: Names,
@@ -149,8 +149,8 @@ impl Service {
         let subject = SubjectId::from(&client.id);
         // Epochs first, registration second: a client that is disabled in between gets a token that
         // is below its epoch already, or none.
-        let epochs = self.store.epochs(&client.id, &subject)?;
-        if !self.is_still_good(&client)? {
+        let epochs = self.store.epochs(&client.id, &subject).await?;
+        if !self.is_still_good(&client).await? {
             return Err(AuthenticateError::Refused);
         }
         let issued_at = Timestamp::from_secs(now.as_secs());
@@ -181,8 +181,8 @@ impl Service {
     }
 
     /// Whether what the client proved a moment ago is still so.
-    pub(super) fn is_still_good(&self, client: &Client) -> Result<bool, StoreError> {
-        let still = self.store.find_client(&client.id)?;
+    pub(super) async fn is_still_good(&self, client: &Client) -> Result<bool, StoreError> {
+        let still = self.store.find_client(&client.id).await?;
         Ok(still
             .is_some_and(|still| !still.disabled && still.secret_digest == client.secret_digest))
     }
@@ -200,7 +200,7 @@ impl Service {
         let (user, epochs, account) = proof?;
         // The client proved itself before the epochs were read: disabled in between, it would open a
         // session above the epoch that ended its others.
-        if !self.is_still_good(&client)? {
+        if !self.is_still_good(&client).await? {
             let happening = Happening::LoginFailed {
                 subject: Some(user.subject),
                 client: Some(client.id.clone()),
@@ -289,13 +289,13 @@ impl Service {
             self.throttled(client, source, "attempts", origin, now);
             return Err(AuthenticateError::Throttled(delay));
         }
-        let user = self.store.find_user_by_name(username.as_str())?;
+        let user = self.store.find_user_by_name(username.as_str()).await?;
         let nobody = SubjectId::from(&client.id);
         let subject = user.as_ref().map_or(&nobody, |user| &user.subject);
-        let epochs = self.store.epochs(&client.id, subject)?;
+        let epochs = self.store.epochs(&client.id, subject).await?;
         // Read again after the epochs: a change in between raises an epoch, which open_session sees.
         let user = match user {
-            Some(user) => self.store.find_user(&user.subject)?,
+            Some(user) => self.store.find_user(&user.subject).await?,
             None => None,
         };
         let stored = user.as_ref().and_then(|user| user.password_hash.as_ref()).and_then(|hash| {

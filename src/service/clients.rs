@@ -66,9 +66,9 @@ impl Clients {
     ///
     /// # Errors
     /// When the proof is not good; one error for every reason, and the same work.
-    pub fn authenticate(&self, proof: &ClientProof<'_>) -> Result<Client, ClientError> {
+    pub async fn authenticate(&self, proof: &ClientProof<'_>) -> Result<Client, ClientError> {
         let client = match &proof.id {
-            Some(id) => self.store.find_client(id)?,
+            Some(id) => self.store.find_client(id).await?,
             None => None,
         };
         check(client.as_ref(), proof).map_err(ClientError::Refused)?;
@@ -80,13 +80,13 @@ impl Clients {
     ///
     /// # Errors
     /// As for [`Clients::authenticate`].
-    pub fn authenticate_recent(
+    pub async fn authenticate_recent(
         &self,
         proof: &ClientProof<'_>,
         now: Timestamp,
     ) -> Result<Arc<Client>, ClientError> {
         let client = match &proof.id {
-            Some(id) => self.recent(id, now)?,
+            Some(id) => self.recent(id, now).await?,
             None => None,
         };
         check(client.as_deref(), proof).map_err(ClientError::Refused)?;
@@ -97,7 +97,11 @@ impl Clients {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub fn recent(&self, id: &ClientId, now: Timestamp) -> Result<Option<Arc<Client>>, StoreError> {
+    pub async fn recent(
+        &self,
+        id: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Client>>, StoreError> {
         let forgotten = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
             if let Some((at, client)) = known.by_id.get(id)
@@ -107,7 +111,7 @@ impl Clients {
             }
             known.forgotten
         };
-        let found = self.store.find_client(id)?.map(Arc::new);
+        let found = self.store.find_client(id).await?.map(Arc::new);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         match &found {
             // Names that nobody has are not remembered: there is no end of them.

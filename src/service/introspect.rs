@@ -66,7 +66,7 @@ impl Service {
             self.feed.wait_for(cursor, WAIT_FOR_REVISION).await.map_err(IntrospectError::Wait)?;
         }
         let now = self.now();
-        let found = self.examine(token, now)?;
+        let found = self.examine(token, now).await?;
         let (answer, verdict) = match found {
             Ok(answer) => {
                 let (client, subject, audience) = match &answer {
@@ -103,9 +103,13 @@ impl Service {
         Ok(answer)
     }
 
-    fn examine(&self, token: &str, now: Timestamp) -> Result<Result<Answer, Verdict>, StoreError> {
+    async fn examine(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Result<Answer, Verdict>, StoreError> {
         if token.starts_with(crate::domain::refresh_token::PREFIX) {
-            return self.examine_refresh(token, now);
+            return self.examine_refresh(token, now).await;
         }
         Ok(match self.access.check(token, now) {
             Ok(verified) => Ok(Answer::Access(verified)),
@@ -114,17 +118,15 @@ impl Service {
         })
     }
 
-    fn examine_refresh(
+    async fn examine_refresh(
         &self,
         token: &str,
         now: Timestamp,
     ) -> Result<Result<Answer, Verdict>, StoreError> {
         let Ok(token) = token.parse::<RefreshToken>() else { return Ok(Err(Verdict::Inactive)) };
-        let Some(session) = self.store.find_session(token.session())? else {
-            return Ok(Err(Verdict::Inactive));
-        };
+        let found = self.store.find_session_and_epochs(token.session()).await?;
+        let Some((session, current)) = found else { return Ok(Err(Verdict::Inactive)) };
         let genuine = self.keys.current().check_refresh(&token, &session.nonce);
-        let current = self.store.epochs(&session.client, &session.subject)?;
         let good = genuine
             && token.generation() == session.generation
             && session.state_at(&current, now) == SessionState::Active;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::admin::AdminError;
 use super::journal::{Happening, Origin};
-use super::{Service, describe};
+use super::{RingInUse, Service, describe};
 use crate::crypto::Sealer;
 use crate::domain::caller::Caller;
 use crate::domain::clock::Timestamp;
@@ -73,7 +73,7 @@ impl KeyKeeper {
     /// See [`KeeperError`].
     pub async fn open(&self, now: Timestamp) -> Result<(StoredRing, Ring), KeeperError> {
         for _ in 0..TRIES {
-            let stored = self.store.ring()?;
+            let stored = self.store.ring().await?;
             if stored.mac_keys.is_empty() {
                 let mac = keys::generate_mac(MacKeyId(1), now, &self.sealer, &*self.entropy)?;
                 let first =
@@ -102,7 +102,7 @@ impl KeyKeeper {
     ) -> Result<(Vec<KeyRecord>, Option<Entry>), KeeperError> {
         let plan = Arc::new(plan);
         for _ in 0..TRIES {
-            let stored = self.store.ring()?;
+            let stored = self.store.ring().await?;
             let (keeper, plan, known) = (self.clone(), Arc::clone(&plan), stored.keys.clone());
             // To make an RSA key takes a second of a core, and the threads of requests are few.
             let planned = tokio::task::spawn_blocking(move || plan(&keeper, &known)).await;
@@ -143,7 +143,7 @@ impl KeyKeeper {
     /// See [`KeeperError`].
     pub async fn roll_mac_keys(&self, now: Timestamp) -> Result<Option<Entry>, KeeperError> {
         for _ in 0..TRIES {
-            let stored = self.store.ring()?;
+            let stored = self.store.ring().await?;
             let plan = mac_plan_at(&stored.mac_keys, now);
             if plan.is_empty() {
                 return Ok(None);
@@ -196,34 +196,16 @@ impl KeyKeeper {
         records.into_iter().find(announced).ok_or(KeeperError::NotFound)
     }
 
-    /// Makes the announced key sign now, and returns it.
+    /// Makes the announced key sign now, announces another, and returns the one that signs.
     ///
     /// # Errors
     /// See [`KeeperError`].
     pub async fn rotate(&self, now: Timestamp) -> Result<KeyRecord, KeeperError> {
         let (records, _) = self
             .change(now, None, move |keeper, records| {
-                let next = records
-                    .iter()
-                    .filter(|record| record.state == KeyState::Announced)
-                    .min_by_key(|record| record.created_at)
-                    .ok_or(KeeperError::NothingAnnounced)?;
-                let rotated = records
-                    .iter()
-                    .map(|record| {
-                        let mut record = record.clone();
-                        if record.id == next.id {
-                            record.state = KeyState::Active;
-                            record.activate_at = now;
-                        } else if record.state == KeyState::Active {
-                            record.state = KeyState::Retired;
-                            record.retired_at = Some(now);
-                            record.remove_at = Some(now.after(keeper.policy.remove_after));
-                        }
-                        record
-                    })
-                    .collect();
-                Ok(Some(rotated))
+                let (sealer, entropy) = (&keeper.sealer, &*keeper.entropy);
+                let rotated = keys::rotate_at(records, &keeper.policy, now, sealer, entropy)?;
+                Ok(Some(rotated.ok_or(KeeperError::NothingAnnounced)?))
             })
             .await?;
         let active = |record: &KeyRecord| record.state == KeyState::Active;
@@ -265,8 +247,8 @@ impl Service {
         let now = self.now();
         self.keeper.roll(now).await?;
         self.keeper.roll_mac_keys(now).await?;
-        let stored = self.store.ring()?;
-        let known = *self.ring_version();
+        let stored = self.store.ring().await?;
+        let known = self.ring_in_use().version;
         if stored.version != known {
             self.adopt(&stored)?;
         }
@@ -276,14 +258,14 @@ impl Service {
     /// Puts the stored ring in use and tells the watchers, unless a later one is in use: whoever
     /// read the ring before another changed it must not bring a revoked key back.
     fn adopt(&self, stored: &StoredRing) -> Result<(), KeeperError> {
-        let mut version = self.ring_version();
-        if stored.version < *version {
+        let mut in_use = self.ring_in_use();
+        if stored.version < in_use.version {
             return Ok(());
         }
         let ring = Ring::open(&stored.keys, &stored.mac_keys, &self.keeper.sealer)?;
         self.keys.replace(ring);
         self.access.forget();
-        *version = stored.version;
+        *in_use = RingInUse::from(stored);
         self.key_publisher.publish(&stored.keys);
         Ok(())
     }
@@ -292,13 +274,13 @@ impl Service {
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub fn list_keys(
+    pub async fn list_keys(
         &self,
         caller: &Caller,
         origin: &Origin,
     ) -> Result<Vec<KeyRecord>, AdminError> {
         self.may_administer(caller, "list_keys", origin)?;
-        let mut keys = self.store.ring()?.keys;
+        let mut keys = self.store.ring().await?.keys;
         keys.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
         Ok(keys)
     }
@@ -307,8 +289,8 @@ impl Service {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub fn published_keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
-        let mut keys = self.store.ring()?.keys;
+    pub async fn published_keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut keys = self.store.ring().await?.keys;
         keys.retain(|record| record.state != KeyState::Revoked);
         Ok(keys)
     }
@@ -326,7 +308,7 @@ impl Service {
         self.begin_change(caller, "create_key", origin).await?;
         let algorithm = algorithm.unwrap_or(self.keeper.policy.algorithm);
         let key = self.keeper.announce(algorithm, self.now()).await.map_err(keeper_error)?;
-        self.after_key_change("key_announced", caller, &key.id, origin)?;
+        self.after_key_change("key_announced", caller, &key.id, origin).await?;
         Ok(key)
     }
 
@@ -341,7 +323,7 @@ impl Service {
     ) -> Result<KeyRecord, AdminError> {
         self.begin_change(caller, "rotate_key", origin).await?;
         let key = self.keeper.rotate(self.now()).await.map_err(keeper_error)?;
-        self.after_key_change("key_rotated", caller, &key.id, origin)?;
+        self.after_key_change("key_rotated", caller, &key.id, origin).await?;
         Ok(key)
     }
 
@@ -360,21 +342,21 @@ impl Service {
         let now = self.now();
         let revoked = self.keeper.revoke(id, reason, now).await.map_err(keeper_error)?;
         let (key, entry) = revoked;
-        self.after_key_change("key_revoked", caller, id, origin)?;
+        self.after_key_change("key_revoked", caller, id, origin).await?;
         if let Some(entry) = &entry {
             self.journal.record(now, origin, Happening::Revoked { entry: entry.clone() });
         }
         Ok((key, entry))
     }
 
-    fn after_key_change(
+    async fn after_key_change(
         &self,
         action: &'static str,
         caller: &Caller,
         key: &KeyId,
         origin: &Origin,
     ) -> Result<(), AdminError> {
-        let stored = self.store.ring()?;
+        let stored = self.store.ring().await?;
         self.adopt(&stored).map_err(keeper_error)?;
         let happening = Happening::Administered {
             action,
@@ -445,21 +427,30 @@ mod tests {
         let ledger = Arc::new(Ledger::new(engine));
         let keeper = keeper(Arc::clone(&ledger) as Arc<dyn Store>, Arc::new(SeededEntropy::new(1)));
         keeper.open(now).await.unwrap();
+        // As it was before there were reserves: the next key is announced by who asks for it.
+        let stored = ledger.ring().await.unwrap();
+        let announced = |record: &&KeyRecord| record.state == KeyState::Announced;
+        let remove = stored.keys.iter().filter(announced).map(|record| record.id.clone()).collect();
+        let change = RingChange { remove, ..RingChange::default() };
+        ledger.change_ring(stored.version, change, now).await.unwrap();
+        let error = keeper.rotate(now).await.unwrap_err();
+        assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
         ledger.engine().fail_next(Fault::HoldAnswer);
         let announcing = tokio::spawn({
             let keeper = keeper.clone();
             async move { keeper.announce(Algorithm::Es256, now).await }
         });
         let announced = |record: &KeyRecord| record.state == KeyState::Announced;
-        while !ledger.ring().unwrap().keys.iter().any(announced) {
+        while !ledger.ring().await.unwrap().keys.iter().any(announced) {
             tokio::task::yield_now().await;
         }
         let signing = keeper.rotate(now).await.unwrap();
         ledger.engine().release();
         let announced = announcing.await.unwrap().unwrap();
-        assert_eq!((announced.id, announced.state), (signing.id, KeyState::Announced));
-        let error = keeper.rotate(now).await.unwrap_err();
-        assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
+        assert_eq!((announced.id, announced.state), (signing.id.clone(), KeyState::Announced));
+        let reserve = keeper.announce(Algorithm::Es256, now).await.unwrap();
+        assert_ne!(reserve.id, signing.id, "the rotation announced another");
+        assert_eq!(keeper.rotate(now).await.unwrap().id, reserve.id);
     }
 
     #[tokio::test]

@@ -70,7 +70,7 @@ impl Service {
         };
         // From memory: whoever disables or removes a client ends its sessions in the same commit, and
         // the rotation sees that.
-        let client = match self.clients.authenticate_recent(&request.client, now) {
+        let client = match self.clients.authenticate_recent(&request.client, now).await {
             Ok(client) => client,
             Err(ClientError::Store(error)) => return Err(error.into()),
             Err(ClientError::Refused(failure)) => return Err(fail(None, failure, false)),
@@ -79,7 +79,7 @@ impl Service {
             return Err(fail(None, Failure::NotARefreshToken, false));
         };
         // Whether the token is genuine is decided here, off the committer: the nonce never changes.
-        let Some(known) = self.store.find_session(token.session())? else {
+        let Some(known) = self.store.recall_session(token.session()).await? else {
             return Err(fail(None, Failure::UnknownSession, false));
         };
         let ring = self.keys.current();
@@ -97,7 +97,7 @@ impl Service {
         };
         let rules = RotationRules {
             lifetimes: client.lifetimes,
-            reuse_detection: self.reuse_detection(&known, &client)?,
+            reuse_detection: self.reuse_detection(&known, &client).await?,
             mac_key: ring.active_mac(),
         };
         let rotation = self.store.rotate(presented, rules, request.device.clone(), now).await?;
@@ -137,7 +137,7 @@ impl Service {
     }
 
     /// What reuse does to a session: its own client says, not whoever presents its token.
-    fn reuse_detection(
+    async fn reuse_detection(
         &self,
         session: &Session,
         presenter: &Client,
@@ -145,7 +145,7 @@ impl Service {
         if session.client == presenter.id {
             return Ok(presenter.reuse_detection);
         }
-        let owner = self.store.find_client(&session.client)?;
+        let owner = self.store.find_client(&session.client).await?;
         Ok(owner.map_or(ReuseDetection::Enforce, |owner| owner.reuse_detection))
     }
 

@@ -115,7 +115,7 @@ impl Service {
         let _hold = request.wait.map(|_| self.feed.hold());
         let revoked = match request.what {
             What::Token(token) => self.revoke_any_token(caller, &token, stated, now).await,
-            What::Session(id) => match self.store.find_session(id)? {
+            What::Session(id) => match self.store.recall_session(id).await? {
                 None => Ok(Revoked::Unknown),
                 Some(session) => self.revoke_found_session(caller, &session, stated, now).await,
             },
@@ -164,7 +164,7 @@ impl Service {
     ) -> Result<Revoked, RevokeError> {
         // The two kinds look nothing alike, so the hint is not needed to tell them apart.
         if let Ok(token) = token.expose().parse::<RefreshToken>() {
-            let Some(session) = self.store.find_session(token.session())? else {
+            let Some(session) = self.store.recall_session(token.session()).await? else {
                 return Ok(Revoked::Unknown);
             };
             // Whoever makes up a token with somebody's session id must not end that session.
@@ -231,9 +231,9 @@ impl Service {
             return Err(RevokeError::Denied);
         }
         let cause = stated.cause(caller, own);
-        let known = self.store.find_user(&id)?.is_some()
+        let known = self.store.find_user(&id).await?.is_some()
             || match id.as_str().parse() {
-                Ok(client) => self.store.find_client(&client)?.is_some(),
+                Ok(client) => self.store.find_client(&client).await?.is_some(),
                 Err(_) => false,
             };
         if !known {
@@ -255,7 +255,7 @@ impl Service {
             return Err(RevokeError::Denied);
         }
         let cause = stated.cause(caller, own);
-        if self.store.find_client(&id)?.is_none() {
+        if self.store.find_client(&id).await?.is_none() {
             return Ok(Revoked::Unknown);
         }
         Ok(Revoked::Now(self.store.raise_epoch(Level::Client(id), cause, now).await?))

@@ -50,7 +50,7 @@ impl Service {
     ///
     /// # Errors
     /// See [`SessionsError`].
-    pub fn list_sessions(
+    pub async fn list_sessions(
         &self,
         caller: &Caller,
         subject: Option<SubjectId>,
@@ -68,15 +68,14 @@ impl Service {
         self.may_see(caller, &subject, None, origin, now)?;
         let mut after = match after {
             None => None,
-            Some(id) => self.store.find_session(id)?,
+            Some(id) => self.store.recall_session(id).await?,
         };
         let mut page = Page { sessions: Vec::new(), next: None };
         // Ended sessions may fill whole pages of the store, so it is read until the page is full.
         loop {
-            let found = self.store.sessions_of(&subject, after.as_ref(), limit)?;
+            let found = self.store.sessions_of(&subject, after.as_ref(), limit).await?;
             let exhausted = found.len() < limit;
-            for session in found {
-                let epochs = self.store.epochs(&session.client, &session.subject)?;
+            for (session, epochs) in found {
                 let state = session.state_at(&epochs, now);
                 after = Some(session.clone());
                 if include_ended || state == SessionState::Active {
@@ -97,7 +96,7 @@ impl Service {
     ///
     /// # Errors
     /// See [`SessionsError`].
-    pub fn session(
+    pub async fn session(
         &self,
         caller: &Caller,
         id: SessionId,
@@ -107,7 +106,7 @@ impl Service {
         if caller.identity == Identity::Anonymous {
             return Err(SessionsError::Anonymous);
         }
-        let Some(session) = self.store.find_session(id)? else {
+        let Some((session, epochs)) = self.store.find_session_and_epochs(id).await? else {
             // Whoever may see no session but its own cannot tell a foreign one from none.
             return Err(if caller.has(Right::Sessions) {
                 SessionsError::NotFound
@@ -116,7 +115,6 @@ impl Service {
             });
         };
         self.may_see(caller, &session.subject, Some(&session), origin, now)?;
-        let epochs = self.store.epochs(&session.client, &session.subject)?;
         let state = session.state_at(&epochs, now);
         Ok((session, state))
     }
@@ -137,13 +135,11 @@ impl Service {
             return Ok(());
         }
         while looked_at < MAX_SESSIONS_LOOKED_AT {
-            let found = self.store.sessions_of(subject, after.as_ref(), SESSIONS_AT_A_TIME)?;
+            let found = self.store.sessions_of(subject, after.as_ref(), SESSIONS_AT_A_TIME).await?;
             looked_at += found.len();
             let exhausted = found.len() < SESSIONS_AT_A_TIME;
-            after = found.last().cloned();
-            // Most of what a busy subject has is revoked; it needs no look at the epochs.
-            for session in found.into_iter().filter(|session| session.revoked.is_none()) {
-                let epochs = self.store.epochs(&session.client, &session.subject)?;
+            after = found.last().map(|(session, _)| session.clone());
+            for (session, epochs) in found {
                 if session.state_at(&epochs, now) == SessionState::Active {
                     live += 1;
                     if live > limit {

@@ -75,11 +75,25 @@ pub enum Order {
     Descending,
 }
 
+/// How much of what a decision has read its outcome rests on. An engine that runs decisions one
+/// after another need not care; one that decides over what may be old commits only if what the
+/// decision rests on is still so.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rests {
+    /// On all of it: whatever changes of it, the decision runs again.
+    OnAll,
+    /// On nothing having been added to it or changed in it; what was removed does not matter.
+    OnAdditions,
+    /// On nothing of it. It shows what was committed when the decision began, or later.
+    OnNothing,
+}
+
 /// Point and range reads.
 ///
-/// Within a decision they show one moment. Asked of an [`Engine`] they show what is written now: a
-/// commit may be seen before it is durable, and a scan may see a later commit without an earlier one.
-/// Who needs one durable moment reads in a decision that writes nothing.
+/// Within a decision they show one moment. Within a query ([`Engine::read`]) they show everything
+/// that was acknowledged before it was asked; of what is committed meanwhile, one read may show
+/// something that another does not. Who needs one durable moment reads in a decision that writes
+/// nothing.
 pub trait Reads {
     /// The value under `key`.
     ///
@@ -98,6 +112,38 @@ pub trait Reads {
         order: Order,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Value)>, StoreError>;
+
+    /// The values under many keys, in their order: one way for an engine that is far away.
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    fn get_many(&self, keys: &[Vec<u8>], rests: Rests) -> Result<Vec<Option<Value>>, StoreError> {
+        _ = rests;
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
+    /// As [`Reads::scan`].
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    fn scan_many(
+        &self,
+        range: &KeyRange,
+        order: Order,
+        limit: usize,
+        rests: Rests,
+    ) -> Result<Vec<(Vec<u8>, Value)>, StoreError> {
+        _ = rests;
+        self.scan(range, order, limit)
+    }
+
+    /// The value under `key`, perhaps as it was some time ago.
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    fn peek(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        self.get(key)
+    }
 }
 
 /// One decision in the making: it reads through what it has written itself, and writes nothing
@@ -125,6 +171,29 @@ impl<'a> Txn<'a> {
         }
     }
 
+    /// The value under `key`, perhaps as it was some time ago: for what the decision can do without.
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    pub fn peek(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        match self.writes.get(key) {
+            Some(own) => Ok(own.clone()),
+            None => self.base.peek(key),
+        }
+    }
+
+    /// The values under many keys, in their order, without what this decision itself has written.
+    ///
+    /// # Errors
+    /// As for [`Reads::get`].
+    pub fn get_committed(
+        &self,
+        keys: &[Vec<u8>],
+        rests: Rests,
+    ) -> Result<Vec<Option<Value>>, StoreError> {
+        self.base.get_many(keys, rests)
+    }
+
     /// Up to `limit` records of a range, without what this decision itself has written.
     ///
     /// # Errors
@@ -134,8 +203,9 @@ impl<'a> Txn<'a> {
         range: &KeyRange,
         order: Order,
         limit: usize,
+        rests: Rests,
     ) -> Result<Vec<(Vec<u8>, Value)>, StoreError> {
-        self.base.scan(range, order, limit)
+        self.base.scan_many(range, order, limit, rests)
     }
 
     /// Writes a record.
@@ -171,6 +241,9 @@ pub type Answer = Box<dyn Any + Send>;
 /// A decision: a pure function of what it reads. An engine may run it more than once and commits
 /// what the last run wrote.
 pub type Decision = Box<dyn Fn(&mut Txn<'_>) -> Result<Answer, StoreError> + Send>;
+
+/// What only reads: a pure function of what it reads. An engine may run it more than once.
+pub type Query<'a> = &'a (dyn Fn(&dyn Reads) -> Result<Answer, StoreError> + Send + Sync);
 
 /// Where a committed decision stands in the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -220,7 +293,7 @@ pub struct EngineStatus {
 
 /// Carries the records of one avouch.
 #[async_trait]
-pub trait Engine: Reads + Send + Sync + 'static {
+pub trait Engine: Send + Sync + 'static {
     /// Runs `decision` after all that were submitted before it and commits what it wrote, whole or
     /// not at all. When this returns Ok, the commit is durable, so is everything that the decision
     /// read, and the observer has seen its event. When the decision returns an error, nothing of it
@@ -236,6 +309,28 @@ pub trait Engine: Reads + Send + Sync + 'static {
     /// # Errors
     /// As for [`Engine::commit`].
     async fn commit_freeing(&self, decision: Decision) -> Result<(Answer, Commit), StoreError>;
+
+    /// Answers a query. It sees everything that was acknowledged before this was called, by whomever;
+    /// and perhaps what is about to become durable.
+    ///
+    /// # Errors
+    /// What the query returned, or [`StoreError::Unavailable`] when the engine cannot say what is
+    /// stored.
+    async fn read(&self, query: Query<'_>) -> Result<Answer, StoreError>;
+
+    /// As [`Engine::read`], but what is there may be shown as it was some time ago: for what never
+    /// changes of a record once it is written.
+    ///
+    /// # Errors
+    /// As for [`Engine::read`].
+    async fn recall(&self, query: Query<'_>) -> Result<Answer, StoreError> {
+        self.read(query).await
+    }
+
+    /// How many records of a kind one decision may sweep.
+    fn sweeps_at_once(&self) -> usize {
+        usize::MAX
+    }
 
     /// Up to `limit` durable events with a revision above `after`, in order.
     ///

@@ -7,10 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use super::StoreError;
 use super::backup::{Capture, CaptureError};
-use super::engine::{
-    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
-    Value,
-};
+use super::engine::{Answer, Commit, Decision, Engine, EngineStatus, LoggedEvent, Observer, Query};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
 
@@ -92,21 +89,6 @@ impl<E: Engine> FaultEngine<E> {
     }
 }
 
-impl<E: Engine> Reads for FaultEngine<E> {
-    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
-        self.inner.get(key)
-    }
-
-    fn scan(
-        &self,
-        range: &KeyRange,
-        order: Order,
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Value)>, StoreError> {
-        self.inner.scan(range, order, limit)
-    }
-}
-
 #[async_trait]
 impl<E: Engine> Engine for FaultEngine<E> {
     async fn commit(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
@@ -115,6 +97,18 @@ impl<E: Engine> Engine for FaultEngine<E> {
 
     async fn commit_freeing(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
         self.faulty(decision, true).await
+    }
+
+    async fn read(&self, query: Query<'_>) -> Result<Answer, StoreError> {
+        self.inner.read(query).await
+    }
+
+    async fn recall(&self, query: Query<'_>) -> Result<Answer, StoreError> {
+        self.inner.recall(query).await
+    }
+
+    fn sweeps_at_once(&self) -> usize {
+        self.inner.sweeps_at_once()
     }
 
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {
@@ -158,6 +152,7 @@ impl<E: Engine> Engine for FaultEngine<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::engine::{KeyRange, Order, Reads};
     use crate::store::memory::MemoryEngine;
 
     fn put(key: &'static [u8]) -> Decision {
@@ -175,7 +170,7 @@ mod tests {
         engine.fail_next(Fault::LoseAnswer);
         assert!(engine.commit(put(b"b")).await.is_err());
         assert!(engine.commit_freeing(put(b"c")).await.is_ok());
-        let stored = engine.scan(&KeyRange::prefix(b""), Order::Ascending, 9).unwrap();
+        let stored = engine.inner().scan(&KeyRange::prefix(b""), Order::Ascending, 9).unwrap();
         let keys: Vec<_> = stored.iter().map(|(key, _)| key.as_slice()).collect();
         assert_eq!(keys, [b"b", b"c"]);
     }
@@ -190,7 +185,7 @@ mod tests {
             async move { engine.commit(put(b"a")).await.map(|_| ()) }
         });
         tokio::task::yield_now().await;
-        assert_eq!(engine.get(b"a"), Ok(None));
+        assert_eq!(engine.inner().get(b"a"), Ok(None));
         engine.thaw();
         assert_eq!(held.await.unwrap(), Ok(()));
         assert!(engine.prove_contact().await);

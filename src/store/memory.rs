@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use super::engine::{
-    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
-    Value,
+    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Query,
+    Reads, Value,
 };
 use super::group::{self, Group};
 use crate::domain::clock::Timestamp;
@@ -113,6 +113,11 @@ impl Engine for MemoryEngine {
 
     async fn commit_freeing(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
         self.commit_now(&decision)
+    }
+
+    /// Under the mutex, so it shows one moment.
+    async fn read(&self, query: Query<'_>) -> Result<Answer, StoreError> {
+        query(&self.state().records)
     }
 
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {

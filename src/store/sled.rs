@@ -27,8 +27,8 @@ use self::sealer::{BACKLOG, Sealer};
 use self::space::Space;
 use super::backup::{Capture, CaptureError};
 use super::engine::{
-    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Reads,
-    TIME_KEY, Value,
+    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Query,
+    Reads, TIME_KEY, Value,
 };
 use super::{OpenError, StoreError, group};
 use crate::domain::clock::Timestamp;
@@ -334,6 +334,12 @@ impl Engine for SledEngine {
 
     async fn commit_freeing(&self, decision: Decision) -> Result<(Answer, Commit), StoreError> {
         self.decide(decision, true).await
+    }
+
+    /// In place: what is in sled's memory is there to be read, and a commit that is about to become
+    /// durable may be seen.
+    async fn read(&self, query: Query<'_>) -> Result<Answer, StoreError> {
+        query(&self.shared.db)
     }
 
     fn events_after(&self, after: Revision, limit: usize) -> Result<Vec<LoggedEvent>, StoreError> {

@@ -46,11 +46,12 @@ FOREIGN = {
 }
 # Keys of the configuration that neither the chart sets nor `settings` takes: they name files that no
 # volume brings, or would take the audit log off the pod's output.
-LEFT_OUT = {"audit.output", "password.blocklist_file"}
+LEFT_OUT = {"audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output", "password.blocklist_file"}
 # What the chart says itself, of what other values say, and no setting may change.
 OWN = {
-    "issuer.audience", "issuer.url", "keys.encryption_key_file", "limits.max_connections",
-    "password.memory_kib", "password.pepper_file", "password.workers", "server.drain_timeout",
+    "issuer.audience", "issuer.url", "keys.backup_key_file", "keys.encryption_key_file", "limits.max_connections",
+    "password.memory_kib", "password.pepper_file", "password.workers", "server.drain_delay",
+    "server.drain_timeout",
     "server.listen", "server.ops_listen", "server.plaintext_mesh", "server.public_listen",
     "store.cache_bytes", "store.path", "tls.cert_file", "tls.client_auth", "tls.client_ca_file",
     "tls.key_file",
@@ -114,7 +115,7 @@ def changed(values, path, value):
 def one(objects, kind, part=None):
     """The only object of a kind, and of a part of avouch."""
     found = [it for it in objects if it["kind"] == kind and part in
-             (None, it["metadata"]["labels"]["app.kubernetes.io/component"])]
+             (None, it["metadata"].get("labels", {}).get("app.kubernetes.io/component"))]
     assert len(found) == 1, f"{len(found)} of {kind}"
     return found[0]
 
@@ -160,14 +161,19 @@ def settings_schema():
                                     for name, keys in sections.items()}}
 
 
-def example():
-    """The objects of the sidecar example, each with a namespace."""
-    objects = documents((CHART / "examples/sidecar.yaml").read_text())
+# The examples, and a namespace of each. One that mounts a directory of the node needs a privileged one.
+EXAMPLES = {"node-agent": "avouch-nodes", "restore": "identity", "sidecar": "shop"}
+
+
+def example(name):
+    """The objects of an example, each with a namespace."""
+    objects = documents((CHART / f"examples/{name}.yaml").read_text())
     for it in objects:
-        it["metadata"]["namespace"] = "shop"
+        it["metadata"]["namespace"] = EXAMPLES[name]
     return objects
 
 
+BACKUP = {"backup.enabled": True, "backup.credentialsSecretName": "x"}
 # What was changed in the profile cert-manager, and what the refusal says.
 REFUSED = [
     ({"engine": "etcd"}, "at '/engine'"),
@@ -226,6 +232,34 @@ REFUSED = [
     ({"tls.mode": "mesh", "tls.certManager": None, "networkPolicy.egress": [{}],
       "nodeAgent.enabled": True, "nodeAgent.credentialsSecretName": "x",
       "nodeAgent.caSecretName": "y"}, "nodeAgent.caSecretName has no effect in tls.mode mesh"),
+    ({"backup.enabled": True}, "backup.enabled needs backup.credentialsSecretName, or"),
+    (BACKUP | {"backup.certificateSecretName": "y"}, "are both set: the job calls as one of them"),
+    (BACKUP | {"tls.clientAuth": "required", "tls.clientCaSecretName": "y"},
+     "backup.credentialsSecretName does not do where tls.clientAuth is required"),
+    ({"backup.enabled": True, "backup.certificateSecretName": "x", "backup.certificateName": "a"},
+     "backup.certificateSecretName needs tls.clientAuth optional or required"),
+    ({"backup.enabled": True, "backup.certificateSecretName": "x", "tls.clientAuth": "optional",
+      "tls.clientCaSecretName": "y"}, "backup.certificateSecretName needs backup.certificateName"),
+    (BACKUP | {"backup.certificateName": "a"}, "backup.certificateName has no effect"),
+    (BACKUP | {"backup.destination": "upload"}, "backup.destination upload needs backup.upload.image"),
+    (BACKUP | {"backup.destination": "upload", "backup.upload.image": "app:latest"},
+     "backup.upload.image is latest"),
+    (BACKUP | {"backup.destination": "upload", "backup.upload.image": "a:1"},
+     "backup.destination upload needs backup.upload.egress"),
+    (BACKUP | {"backup.destination": "upload", "backup.volume.existingClaim": "z"},
+     "backup.volume.existingClaim has no effect"),
+    (BACKUP | {"backup.upload.image": "a:1"}, "backup.upload.image has no effect"),
+    (BACKUP | {"backup.upload.image": "a"}, "at '/backup/upload/image'"),
+    (BACKUP | {"backup.destination": "s3"}, "at '/backup/destination'"),
+    (BACKUP | {"backup.schedule": "3 * * *"}, "at '/backup/schedule'"),
+    (BACKUP | {"backup.schedule": "TZ=UTC 3 * * * *"}, "at '/backup/schedule'"),
+    (BACKUP | {"backup.keep": 0}, "at '/backup/keep'"),
+    (BACKUP | {"backup.history.failed": 0}, "at '/backup/history/failed'"),
+    (BACKUP | {"backup.deadlineSeconds": 0}, "at '/backup/deadlineSeconds'"),
+    (BACKUP | {"backup.volume.accessMode": "ReadOnlyMany"}, "at '/backup/volume/accessMode'"),
+    (BACKUP | {"backup.memory": ""}, "at '/backup/memory'"),
+    ({"settings.keys.backup_key_file": "/x"}, "'backup_key_file' not allowed"),
+    ({"backupKey.secretName": "A_B"}, "at '/backupKey/secretName'"),
     ({"istio.peerAuthentication": True}, "istio.peerAuthentication needs tls.mode mesh"),
     ({"istio.authorizationPolicies": [
         {"name": "a", "matchLabels": {"app": "x"}, "provider": "avouch"},
@@ -331,9 +365,11 @@ class Chart(unittest.TestCase):
         values = changed(profile("cert-manager"), "shutdown", {"delaySeconds": 7, "drainSeconds": 90})
         objects = render(values)
         pod = one(objects, "StatefulSet")["spec"]["template"]["spec"]
+        server = tomllib.loads(config(objects))["server"]
+        self.assertEqual((server["drain_delay"], server["drain_timeout"]), ("7s", "90s"))
         self.assertEqual(pod["terminationGracePeriodSeconds"], 7 + 90 + 10)
-        self.assertEqual(pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"], 7)
-        self.assertEqual(tomllib.loads(config(objects))["server"]["drain_timeout"], "90s")
+        # The server waits by itself: a sleep before the signal would be waited for as well.
+        self.assertNotIn("lifecycle", pod["containers"][0])
 
     def test_another_configuration_is_another_pod_and_another_chart_version_is_not(self):
         base = profile("cert-manager")
@@ -356,6 +392,44 @@ class Chart(unittest.TestCase):
             spec = one(render(values), "StatefulSet")["spec"]
             kept = spec["persistentVolumeClaimRetentionPolicy"]
             self.assertEqual(kept, {"whenDeleted": policy, "whenScaled": "Retain"})
+
+    def test_a_backup_has_a_caller_and_a_place(self):
+        for name in ("full", "mesh"):
+            objects = render(profile(name))
+            job = one(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+            grants = tomllib.loads(config(objects)).get("grant", [])
+            mine = [it for it in grants if it["right"] == "admin"]
+            claims = [it["metadata"]["name"] for it in objects if it["kind"] == "PersistentVolumeClaim"]
+            kinds = {it["name"]: set(it) - {"name"} for it in job["spec"]["volumes"]}
+            (made,) = [it for it in rules.containers(job["spec"]) if it["name"] == "backup"]
+            if name == "full":
+                # The certificate is all that it shows, and the server lets it do just that.
+                named = profile(name)["backup"]["certificateName"]
+                self.assertEqual(mine, [{"certificate_name": named, "right": "admin"}])
+                self.assertNotIn("credentials", kinds)
+                self.assertEqual((claims, kinds["backup"]), (["id-backup"], {"persistentVolumeClaim"}))
+                self.assertIn("--keep=48", made["args"])
+                self.assertEqual(job["spec"]["containers"], [made])
+            else:
+                self.assertEqual((mine, claims, kinds["backup"]), ([], [], {"emptyDir"}))
+                self.assertNotIn("certificate", kinds)
+                self.assertEqual(job["spec"]["initContainers"], [made])
+                self.assertFalse([it for it in made["args"] if it.startswith("--keep")])
+            policy = one(objects, "NetworkPolicy", "server")
+            asked = [it for rule in policy["spec"]["ingress"] for it in rule["from"]
+                     if rule["ports"][0]["port"] == 7700 and "podSelector" in it]
+            labels = job["metadata"]["labels"]
+            self.assertTrue([it for it in asked if it["podSelector"]
+                             and it["podSelector"]["matchLabels"].items() <= labels.items()])
+        given = changed(profile("full"), "backup.volume.existingClaim", "shelf")
+        objects = render(given)
+        self.assertEqual([it for it in objects if it["kind"] == "PersistentVolumeClaim"], [])
+        spec = one(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        self.assertIn({"name": "backup", "persistentVolumeClaim": {"claimName": "shelf"}}, spec["volumes"])
+        for retain in (True, False):
+            objects = render(changed(profile("full"), "backup.volume.retain", retain))
+            notes = one(objects, "PersistentVolumeClaim")["metadata"].get("annotations", {})
+            self.assertEqual(notes.get("helm.sh/resource-policy") == "keep", retain)
 
     def test_files(self):
         for value, path in (("prometheusRule", "alerts.yaml"), ("dashboard", "dashboard.json")):
@@ -394,7 +468,7 @@ class Schema(unittest.TestCase):
                 walk(node["items"], path)
 
         walk(self.schema, ["values"])
-        self.assertEqual(open_ends, {"annotations", "global", "labels", "matchLabels", "nodeAffinity",
+        self.assertEqual(open_ends, {"annotations", "global", "labels", "serviceAccountAnnotations", "matchLabels", "nodeAffinity",
                                      "nodeSelector", "podAffinity", "podAntiAffinity"})
 
     def test_every_value_is_in_the_schema_and_the_other_way_round(self):
@@ -434,7 +508,9 @@ class Cluster(unittest.TestCase):
     def everything(self):
         for name in PROFILES:
             yield name, render(profile(name))
-        yield "example", example()
+        self.assertEqual(set(EXAMPLES), {it.stem for it in (CHART / "examples").iterdir()})
+        for name in EXAMPLES:
+            yield f"example {name}", example(name)
 
     def test_kubernetes_knows_every_field(self):
         for name, objects in self.everything():
@@ -458,13 +534,22 @@ class Cluster(unittest.TestCase):
                 with self.subTest(profile=name, kind=it["kind"]):
                     # The socket of the agent is on the node, and nothing else is out of the ordinary.
                     agent = ["volume socket is a hostPath"] if it["kind"] == "DaemonSet" else []
+                    if name == "example node-agent":
+                        agent = ["volume avouch-agent is a hostPath"]
                     self.assertEqual(rules.restricted(pod[1]), agent)
 
     def test_the_rules_of_linters(self):
         for name, objects in self.everything():
             with self.subTest(profile=name):
+                # An example may use a volume that the chart made.
+                known = objects
+                if name.startswith("example"):
+                    values = profile("cert-manager")
+                    for path, value in BACKUP.items():
+                        values = changed(values, path, value)
+                    known = objects + render(values)
                 found = [f"{it['kind']}: {said}" for it in objects
-                         for said in rules.linted(it, objects)]
+                         for said in rules.linted(it, known)]
                 found += rules.joined(objects)
                 self.assertEqual(found, [])
 
@@ -512,6 +597,24 @@ class Cluster(unittest.TestCase):
                 new["spec"]["containers"][0] = new["container"]
             said = rules.restricted(new["spec"]) + rules.linted(it, objects) + rules.joined(objects)
             self.assertTrue(said, path)
+        job = "spec.jobTemplate.spec"
+        pod = f"{job}.template.spec"
+        for path, value in [
+            ("spec.concurrencyPolicy", "Allow"), ("spec.startingDeadlineSeconds", None),
+            ("spec.successfulJobsHistoryLimit", None), ("spec.failedJobsHistoryLimit", None),
+            (f"{job}.activeDeadlineSeconds", None), (f"{job}.backoffLimit", None),
+            (f"{pod}.restartPolicy", "OnFailure"), (f"{pod}.serviceAccountName", "other"),
+            (f"{pod}.securityContext.runAsUser", 0), (f"{pod}.automountServiceAccountToken", None),
+            (f"{job}.template.metadata.labels", {}),
+        ]:
+            objects = render(profile("full"))
+            it = changed(one(objects, "CronJob"), path, value)
+            objects[objects.index(one(objects, "CronJob"))] = it
+            said = (rules.restricted(rules.pod_of(it)[1]) + rules.linted(it, objects)
+                    + rules.joined(objects))
+            self.assertTrue(said, path)
+        objects = [it for it in render(profile("full")) if it["kind"] != "PersistentVolumeClaim"]
+        self.assertTrue(rules.linted(one(objects, "CronJob"), objects), "a claim that is not there")
         for kind, path, value in [
             ("Service", "spec.selector", {"app": "x"}), ("NetworkPolicy", "spec.policyTypes", ["Ingress"]),
             ("NetworkPolicy", "spec.ingress", [{"ports": []}]),
@@ -599,31 +702,61 @@ class Program(unittest.TestCase):
         # What the README and the notes tell to run in the pod.
         told = (CHART / "README.md").read_text() + manifests(profile("mesh"))["avouch/templates/NOTES.txt"]
         commands = re.findall(r"exec avouch-0 -- \S+ ((?:\\\n|[^\n])+)", told)
-        self.assertEqual(len(commands), 2)
+        self.assertEqual(len(commands), 3)
         environment = self.environment(container) | {"AVOUCH_SERVER": f"http://{addresses['grpc']}"}
         for command in commands:
             command = command.replace("\\\n", " ").replace("/var/lib", f"{self.scratch}/var/lib")
             command = command.replace("/var/lib/avouch", "/var")
+            command = command.split(" > ")[0]
             done = self.run_program(*command.split(), env=environment)
             self.assertEqual(done.returncode, 0, done.stderr)
             if "create" in command:
                 made = json.loads(done.stdout)
-                self.assertEqual(made["client_id"], "orders-sidecar")
+                self.assertEqual(made["client_id"], command.split()[2])
                 self.assertTrue(made["client_secret"])
+                (self.scratch / "etc" / f"{made['client_id']}.json").write_text(done.stdout)
+        self.back_up(one(objects, "CronJob"), addresses["grpc"])
+        # Told to stop it says so, and serves on for the delay, which a second signal ends.
+        server.send_signal(signal.SIGTERM)
+        self.wait_for(f"http://{addresses['ops']}/readyz", deadline, status=503)
+        self.wait_for(f"http://{addresses['public']}{path}", deadline)
         server.send_signal(signal.SIGTERM)
         self.assertEqual(server.wait(60), 0)
 
-    def wait_for(self, url, deadline):
-        """Until it answers 200."""
+    def back_up(self, cron, address):
+        """Runs the job as it is rendered, with the credentials that the README tells to make."""
+        spec = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        (made,) = [it for it in rules.containers(spec) if it["name"] == "backup"]
+        credentials = self.scratch / "etc/backup.json"
+        credentials.chmod(0o440 if os.getuid() == 0 else 0o400)
+        shelf = self.scratch / "backup"
+        shelf.mkdir()
+        args = [f"--credentials={credentials}" if it.startswith("--credentials=")
+                else f"--server=http://{address}" if it.startswith("--server=")
+                else it.replace("/backup", str(shelf)) for it in made["args"]]
+        done = self.run_program(*args, env={})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        file = json.loads(done.stdout)["file"]
+        self.assertEqual([str(it) for it in shelf.glob("*.backup")], [file])
+        # Whoever takes it away has the job's user and group.
+        self.assertEqual(pathlib.Path(file).stat().st_mode & 0o777, 0o600)
+        done = self.run_program("verify-store", "--backup", file, "--key-file",
+                                self.scratch / "etc/encryption/encryption.key")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def wait_for(self, url, deadline, status=200):
+        """Until it answers with this status."""
         while True:
             try:
                 with urllib.request.urlopen(url, timeout=10) as answer:
-                    return answer.read()
+                    got = answer.status
             except urllib.error.HTTPError as error:
-                if time.monotonic() > deadline:
-                    raise
                 error.close()
-                time.sleep(0.05)
+                got = error.code
+            if got == status:
+                return
+            self.assertLess(time.monotonic(), deadline, f"{url} answers {got}")
+            time.sleep(0.05)
 
     def accepted(self, container, subcommand):
         """Whether the program knows every flag, the variables and the subcommand."""
@@ -631,7 +764,8 @@ class Program(unittest.TestCase):
         told = self.run_program(subcommand, "--help")
         self.assertEqual(told.returncode, 0, told.stderr)
         for flag in container["args"][1:]:
-            self.assertIn(f"  {flag.split('=')[0]} <", told.stdout, subcommand)
+            name, given, _ = flag.partition("=")
+            self.assertRegex(told.stdout, rf"  {name} <" if given else rf"  {name}\n", subcommand)
         for variable in container.get("env", []):
             self.assertIn(f"[env: {variable['name']}=", told.stdout, subcommand)
 
@@ -643,18 +777,74 @@ class Program(unittest.TestCase):
         done = self.run_program(*pod["containers"][0]["args"], env={})
         self.assertIn("/etc/avouch/credentials/credentials.json", done.stderr)
 
+    def test_the_backup_knows_its_flags(self):
+        for name in ("full", "mesh"):
+            spec = one(render(profile(name)), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+            (made,) = [it for it in rules.containers(spec) if it["name"] == "backup"]
+            self.accepted(made, "backup")
+            # Without its files it gets as far as to miss them.
+            done = self.run_program(*made["args"], env={})
+            self.assertIn("/etc/avouch/", done.stderr)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            mounts = [it["mountPath"] for it in made["volumeMounts"]]
+            for file in re.findall(r"=(/\S+)", " ".join(made["args"])):
+                self.assertTrue([it for it in mounts if f"{file}/".startswith(f"{it}/")], file)
+
     @unittest.skipUnless((ROOT / "src/cli/sidecar.rs").exists(), "there is no sidecar in this tree")
-    def test_the_example_of_a_sidecar_is_good(self):
-        deployment = next(it for it in example() if it["kind"] == "Deployment")
-        pod = deployment["spec"]["template"]["spec"]
-        (sidecar,) = pod["initContainers"]
-        self.assertEqual(sidecar["restartPolicy"], "Always")
-        self.accepted(sidecar, "sidecar")
-        path = self.scratch / "rules.toml"
-        path.write_text(example()[0]["data"]["rules.toml"])
-        args = [f"--rules={path}" if it.startswith("--rules=") else it for it in sidecar["args"]]
-        done = self.run_program(*args, "--check", env={})
-        self.assertEqual(done.returncode, 0, done.stderr)
+    def test_the_examples_of_a_sidecar_are_good(self):
+        for name in ("node-agent", "sidecar"):
+            objects = example(name)
+            deployment = next(it for it in objects if it["kind"] == "Deployment")
+            pod = deployment["spec"]["template"]["spec"]
+            (sidecar,) = pod["initContainers"]
+            self.assertEqual(sidecar["restartPolicy"], "Always")
+            self.accepted(sidecar, "sidecar")
+            path = self.scratch / "rules.toml"
+            path.write_text(objects[0]["data"]["rules.toml"])
+            args = [f"--rules={path}" if it.startswith("--rules=") else it for it in sidecar["args"]]
+            done = self.run_program(*args, "--check", env={})
+            self.assertEqual(done.returncode, 0, done.stderr)
+            settings = tomllib.loads(objects[0]["data"]["rules.toml"])["sidecar"]
+            if name == "sidecar":
+                self.assertNotIn("agent", settings)
+                continue
+            # The socket is where the agent of the chart has it, and the workload may write to it.
+            agent = one(render(profile("full")), "DaemonSet")["spec"]["template"]["spec"]
+            served = next(it for it in agent["containers"][0]["args"] if it.startswith("--listen="))
+            self.assertEqual(settings["agent"], served.removeprefix("--listen="))
+            socket = next(it for it in agent["volumes"] if it["name"] == "socket")["hostPath"]
+            mine = next(it for it in pod["volumes"] if it["name"] == "avouch-agent")["hostPath"]
+            self.assertEqual(mine, socket)
+            mount = next(it for it in sidecar["volumeMounts"] if it["name"] == "avouch-agent")
+            self.assertEqual(f"unix://{mount['mountPath']}/agent.sock", settings["agent"])
+            group = agent["securityContext"]["runAsGroup"]
+            self.assertIn(group, pod["securityContext"]["supplementalGroups"])
+            self.assertNotEqual(pod["securityContext"]["runAsUser"], agent["securityContext"]["runAsUser"])
+
+    def test_the_example_of_a_restore_fits_the_server(self):
+        objects, served = example("restore"), render(profile("cert-manager"))
+        claim, job = one(objects, "PersistentVolumeClaim"), next(it for it in objects if it["kind"] == "Job")
+        server = one(served, "StatefulSet")
+        (template,) = server["spec"]["volumeClaimTemplates"]
+        self.assertEqual(claim["metadata"]["name"],
+                         f"{template['metadata']['name']}-{server['metadata']['name']}-0")
+        self.assertEqual((claim["metadata"]["labels"], claim["spec"]),
+                         (template["metadata"]["labels"], template["spec"]))
+        spec, whole = job["spec"]["template"]["spec"], server["spec"]["template"]["spec"]
+        self.assertEqual(spec["securityContext"], whole["securityContext"])
+        (container,) = spec["containers"]
+        parsed = tomllib.loads(config(served))
+        self.assertIn(f"--data-dir={parsed['store']['path']}", container["args"])
+        self.assertIn(f"--key-file={parsed['keys']['encryption_key_file']}", container["args"])
+        mounts = {it["name"]: it["mountPath"] for it in container["volumeMounts"]}
+        theirs = {it["name"]: it["mountPath"] for it in whole["containers"][0]["volumeMounts"]}
+        self.assertEqual(mounts["data"], theirs["data"])
+        self.assertEqual(mounts["encryption"], theirs["encryption"])
+        self.assertIn("--revoke-everything", container["args"])
+        # It gets as far as to miss the key.
+        done = self.run_program(*container["args"], env={})
+        self.assertEqual((done.returncode, "encryption.key cannot be read" in done.stderr), (1, True),
+                         done.stderr)
 
 
 if __name__ == "__main__":

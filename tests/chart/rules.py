@@ -11,12 +11,21 @@ ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral",
                    "persistentVolumeClaim", "projected", "secret"}
 
 
+# What has pods that answer somebody.
+SERVING = ("StatefulSet", "DaemonSet", "Deployment")
+
+
 def pod_of(thing):
     """The metadata and the spec of the pods that an object makes."""
     if thing["kind"] == "Pod":
         return thing["metadata"], thing["spec"]
-    if thing["kind"] in ("StatefulSet", "DaemonSet", "Deployment"):
+    if thing["kind"] in SERVING:
         return thing["spec"]["template"]["metadata"], thing["spec"]["template"]["spec"]
+    if thing["kind"] == "CronJob":
+        return pod_of(thing["spec"]["jobTemplate"] | {"kind": "Job"})
+    if thing["kind"] == "Job":
+        template = thing["spec"]["template"]
+        return template.get("metadata", {}), template["spec"]
     return None
 
 
@@ -84,7 +93,19 @@ def linted(thing, everything):
         return bad
     labels, spec = pod[0].get("labels", {}), pod[1]
     namespace = thing["metadata"].get("namespace")
-    if thing["kind"] != "Pod":
+    if thing["kind"] == "CronJob":
+        job = thing["spec"]["jobTemplate"]["spec"]
+        if thing["spec"].get("concurrencyPolicy") != "Forbid":
+            bad.append("two runs at once")
+        for key in ("startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"):
+            if key not in thing["spec"]:
+                bad.append(f"{key} is not said")
+        for key in ("activeDeadlineSeconds", "backoffLimit"):
+            if key not in job:
+                bad.append(f"{key} is not said")
+    if thing["kind"] in ("CronJob", "Job") and spec.get("restartPolicy") != "Never":
+        bad.append("job-restart-policy")
+    if thing["kind"] in SERVING:
         selector = thing["spec"]["selector"]["matchLabels"]
         if not selector.items() <= labels.items():
             bad.append("mismatching-selector")
@@ -119,6 +140,11 @@ def linted(thing, everything):
         mode = volume.get("secret", {}).get("defaultMode")
         if "secret" in volume and mode != 0o440:
             bad.append(f"secret {volume['name']} has mode {mode}")
+    claims = {it["metadata"]["name"] for it in everything if it["kind"] == "PersistentVolumeClaim"}
+    for volume in volumes.values():
+        claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        if claim and claim not in claims:
+            bad.append(f"no claim {claim}")
     used = set()
     for container in containers(spec):
         name = container["name"]
@@ -145,7 +171,7 @@ def linted(thing, everything):
         if resources.get("requests", {}).get("memory") != resources.get("limits", {}).get("memory"):
             bad.append(f"{name}: memory is promised that is not set aside")
         ports = {it["name"]: it["containerPort"] for it in container.get("ports", [])}
-        if thing["kind"] != "Pod":
+        if thing["kind"] in SERVING:
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 port = container.get(probe, {}).get("httpGet", {}).get("port")
                 if port not in ports:

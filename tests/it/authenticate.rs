@@ -265,7 +265,8 @@ async fn a_malformed_request_names_all_its_fields_and_no_value() {
         assert!(!format!("{status:?}").contains("s3cret"), "{status:?}");
     }
     let subject = server.login(&app, "ada").await.subject.parse().expect("a subject");
-    let sessions = server.service.store().sessions_of(&subject, None, 100).expect("the store");
+    let sessions =
+        server.service.store().sessions_of(&subject, None, 100).await.expect("the store");
     assert_eq!(sessions.len(), 1, "what was malformed opened nothing");
 }
 
@@ -514,24 +515,25 @@ async fn a_login_hashes_anew_when_the_parameters_have_risen() {
     let server = Server::with(options(sled(directory.path())), clock).await;
     let app = server.first_party("app").await;
     let subject = server.add_user("ada").await;
-    let hash = |server: &Server| {
-        let user = server.service.store().find_user(&subject).expect("the store").expect("ada");
+    let hash = async |server: &Server| {
+        let user =
+            server.service.store().find_user(&subject).await.expect("the store").expect("ada");
         user.password_hash.expect("a hash").expose().to_owned()
     };
     let tokens = server.login(&app, "ada").await;
-    let old = hash(&server);
+    let old = hash(&server).await;
     assert!(old.contains("m=64,t=1,p=1"), "{old}");
     let mut risen = options(sled(directory.path()));
     risen.hash = HashParams::new(7168, 5, 1).expect("strong");
     let server = server.restart(risen).await;
     let status = try_login(&server, password_login(&app, "ada", "wrong")).await;
     assert_refused(&status.expect_err("wrong"), "wrong");
-    assert_eq!(hash(&server), old, "a wrong password changes nothing");
+    assert_eq!(hash(&server).await, old, "a wrong password changes nothing");
     server.login(&app, "ada").await;
-    let new = hash(&server);
+    let new = hash(&server).await;
     assert!(new.contains("m=7168,t=5,p=1"), "{new}");
     server.login(&app, "ada").await;
-    assert_eq!(hash(&server), new, "once is enough");
+    assert_eq!(hash(&server).await, new, "once is enough");
     assert!(server.log().is_empty(), "the password is the same: nothing is revoked");
     server.refresh(&app, &tokens.refresh_token).await.expect("the session goes on");
 }
@@ -637,29 +639,30 @@ async fn with_a_pepper_the_store_and_the_password_are_not_enough() {
     let server = Server::with(seasoned(&[]), Arc::new(ManualClock::new(NOW))).await;
     let app = server.first_party("app").await;
     let subject = server.add_user("ada").await;
-    let hash = |server: &Server| {
-        let user = server.service.store().find_user(&subject).expect("the store").expect("ada");
+    let hash = async |server: &Server| {
+        let user =
+            server.service.store().find_user(&subject).await.expect("the store").expect("ada");
         user.password_hash.expect("a hash").expose().to_owned()
     };
     let tokens = server.login(&app, "ada").await;
-    let plain = hash(&server);
+    let plain = hash(&server).await;
     assert!(!plain.contains("keyid"), "{plain}");
 
     // A pepper comes: hashes without it still check, and the next login replaces them.
     let server = server.restart(seasoned(&[(1, 1)])).await;
     let status = try_login(&server, password_login(&app, "ada", "wrong")).await;
     assert_refused(&status.expect_err("wrong"), "wrong");
-    assert_eq!(hash(&server), plain, "a wrong password changes nothing");
+    assert_eq!(hash(&server).await, plain, "a wrong password changes nothing");
     server.login(&app, "ada").await;
-    let first = hash(&server);
+    let first = hash(&server).await;
     assert!(first.contains(",keyid=AAE$"), "{first}");
     server.login(&app, "ada").await;
-    assert_eq!(hash(&server), first, "once is enough");
+    assert_eq!(hash(&server).await, first, "once is enough");
 
     // A newer key comes.
     let mut server = server.restart(seasoned(&[(1, 1), (2, 2)])).await;
     server.login(&app, "ada").await;
-    let second = hash(&server);
+    let second = hash(&server).await;
     assert!(second.contains(",keyid=AAI$"), "{second}");
 
     // The store and the password without the key, with another key of its version, with an old one.
@@ -667,7 +670,7 @@ async fn with_a_pepper_the_store_and_the_password_are_not_enough() {
         server = server.restart(seasoned(keys)).await;
         let status = try_login(&server, password_login(&app, "ada", PASSWORD)).await;
         assert_refused(&status.expect_err("the key is missing"), "the key is missing");
-        assert_eq!(hash(&server), second, "it changes nothing");
+        assert_eq!(hash(&server).await, second, "it changes nothing");
     }
     // The old key is of no use any more.
     let server = server.restart(seasoned(&[(2, 2)])).await;
@@ -681,7 +684,8 @@ async fn two_users_with_one_password_have_two_hashes_and_no_plain_text() {
     let server = Server::start().await;
     let hash = async |name: &str| {
         let subject = server.add_user(name).await;
-        let user = server.service.store().find_user(&subject).expect("the store").expect("a user");
+        let user =
+            server.service.store().find_user(&subject).await.expect("the store").expect("a user");
         user.password_hash.expect("a hash").expose().to_owned()
     };
     let (ada, eve) = (hash("ada").await, hash("eve").await);

@@ -1,7 +1,8 @@
 //! Backups: what they hold, what is made of them, and what is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -554,7 +555,7 @@ async fn a_backup_under_load_shows_one_moment() {
         let (mut before, mut after) = (0, 0);
         for writer in load {
             for (id, opened, revision, at) in writer.await.unwrap() {
-                let session = ledger.find_session(id).unwrap();
+                let session = ledger.find_session(id).await.unwrap();
                 if opened < began {
                     assert!(session.is_some(), "a session that was acknowledged is missing");
                 }
@@ -814,6 +815,106 @@ async fn the_commands_do_it_and_each_mistake_has_its_exit_code() {
         ..Default::default()
     };
     identity.authenticate(request).await.expect("the client is in the backup");
+    server.terminate();
+    server.end().await;
+}
+
+/// A directory of backups holds the newest ones, whatever else lies there, and loses none to a command
+/// that fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_keeps_the_newest_backups() {
+    let dir = tempfile::tempdir().unwrap();
+    let backups = dir.path().join("backups");
+    let key = dir.path().join("backup.key");
+    avouch::cli::files::write_private(&key, KEY).unwrap();
+    let mut server =
+        Process::start(&dir.path().join("data"), &[("keys.backup_key_file", text(&key))]);
+    let url = format!("http://{}", server.serving().await.grpc);
+    let admin = dir.path().join("data/admin-client.json");
+    let into = |url: &str, more: &[&str]| {
+        let to = ["backup", "--directory", text(&backups), "--server", url, "--json"];
+        avouch(&[&to[..], &["--credentials", text(&admin)], more].concat())
+    };
+    let names = || -> BTreeSet<String> {
+        let found = std::fs::read_dir(&backups).unwrap();
+        found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+
+    let output = into(&url, &[]);
+    assert!(output.status.code() == Some(1) && !backups.exists(), "{}", said(&output));
+    std::fs::create_dir(&backups).unwrap();
+    // Nothing of this is a whole backup of this command, and only the draft is.
+    let foreign = [
+        "avouch-20200101T000000.000Z.backup.old",
+        "avouch-2020-01-01T00:00:00.000Z.backup",
+        "avouch-20200101T000000.000Z",
+        "avouch-latest.backup",
+        "20200101T000000.000Z.backup",
+    ];
+    let inner = "avouch-20200101T000000.000Z.backup";
+    let [oldest, older, future] = [
+        "avouch-20200101T000001.000Z.backup",
+        "avouch-20200101T000001.001Z.backup",
+        "avouch-29990101T000000.000Z.backup",
+    ];
+    for name in foreign.iter().chain(&[oldest, older, future, "avouch.backup.new"]) {
+        std::fs::write(backups.join(name), "old").unwrap();
+    }
+    std::fs::create_dir(backups.join(inner)).unwrap();
+    let held: BTreeSet<String> = foreign.iter().chain(&[inner]).map(ToString::to_string).collect();
+    let lock = ".avouch.backup.lock".to_owned();
+
+    // Whoever cannot make one removes none.
+    let before = names();
+    let nobody = into("http://127.0.0.1:1", &["--keep", "1"]);
+    assert_eq!(nobody.status.code(), Some(1), "{}", said(&nobody));
+    assert_eq!(names(), before);
+
+    let mut all = Vec::new();
+    let mut make = |more: &[&str]| -> serde_json::Value {
+        let output = into(&url, more);
+        assert!(output.status.success(), "{}", said(&output));
+        let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let file = PathBuf::from(summary["file"].as_str().unwrap());
+        assert_eq!(file.parent(), Some(&*backups));
+        let moment = summary["point_time"].as_str().unwrap().replace(['-', ':'], "");
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(name, format!("avouch-{moment}.backup"));
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let checked = avouch(&["verify-store", "--backup", text(&file), "--key-file", text(&key)]);
+        assert!(checked.status.success(), "{}", said(&checked));
+        all.push(name);
+        summary["removed"].clone()
+    };
+    let gone = |names: &[&str]| -> serde_json::Value {
+        names.iter().map(|name| text(&backups.join(name)).to_owned()).collect()
+    };
+    assert_eq!(make(&[]), gone(&[]));
+    // One that a clock set wrong made is the newest of them, and never in the place of the new one.
+    assert_eq!(make(&["--keep", "3"]), gone(&[oldest, older]));
+    assert_eq!(make(&["--keep", "9"]), gone(&[]));
+    let last = make(&["--keep", "1"]);
+    assert_eq!(last, gone(&[&all[0], &all[1], &all[2], future]));
+    let left = held.into_iter().chain([lock.clone(), all[3].clone()]).collect();
+    assert_eq!(names(), left);
+
+    // One at a time: the other would write over the draft of the first.
+    let taken = std::fs::File::open(backups.join(&lock)).unwrap();
+    rustix::fs::flock(&taken, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();
+    let second = into(&url, &["--keep", "1"]);
+    assert_eq!(second.status.code(), Some(1), "{}", said(&second));
+    assert!(said(&second).contains("another command writes a backup"), "{}", said(&second));
+    assert_eq!(names(), left);
+    drop(taken);
+
+    for wrong in [
+        &["backup"][..],
+        &["backup", "--keep", "1", "b"],
+        &["backup", "--directory", "d", "b"],
+        &["backup", "--directory", "d", "--keep", "0"],
+    ] {
+        assert_eq!(avouch(wrong).status.code(), Some(2), "{wrong:?}");
+    }
     server.terminate();
     server.end().await;
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use avouch::domain::event::{Reason, Target};
+use avouch::domain::key::KeyState;
 use avouch::pb::v1 as pb;
 use serde_json::Value;
 use tonic::Code;
 
-use crate::harness::{Server, bearer, http_get, reason};
+use crate::harness::{Server, bearer, http_get};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -78,11 +79,32 @@ async fn an_announced_key_never_signs_and_a_retired_one_verifies_until_it_is_rem
     bench.server.service.roll_keys().await.expect("rolled");
     assert!(!published(&bench.server).await.contains(&kid(&old)), "removed");
     assert!(bench.server.log().is_empty(), "nothing was revoked");
-    let rotate = bearer(pb::RotateKeyRequest {}, &bench.token().await);
-    // Whether one is announced by then is the ring's to say; if not, the answer says what to do.
-    if let Err(status) = admin.rotate_key(rotate).await {
-        assert_eq!(reason(&status), "NO_KEY_ANNOUNCED");
+}
+
+/// Verifiers that read the keys seldom know the next signer before anybody has to take the first one back.
+#[tokio::test]
+async fn the_key_that_signs_after_a_revocation_was_published_before_it() {
+    let bench = Bench::new().await;
+    let mut admin = bench.server.admin();
+    for emergency in 0..3 {
+        let before = published(&bench.server).await;
+        assert_eq!(before.len(), 2, "the signer and the reserve, from the first start on");
+        let token = bench.token().await;
+        let stolen = pb::RevokeKeyRequest { kid: kid(&token), reason: 0 };
+        admin.revoke_key(bearer(stolen, &token)).await.expect("revoked");
+        let fresh = kid(&bench.token().await);
+        assert_ne!(fresh, kid(&token));
+        assert!(before.contains(&fresh), "emergency {emergency}: {before:?} lacks {fresh}");
     }
+    // The reserve may be the one that was stolen.
+    let token = bench.token().await;
+    let reserve = |keys: Vec<String>| keys.into_iter().find(|key| *key != kid(&token));
+    let old = reserve(published(&bench.server).await).expect("a reserve");
+    let stolen = pb::RevokeKeyRequest { kid: old.clone(), reason: 0 };
+    admin.revoke_key(bearer(stolen, &token)).await.expect("revoked");
+    assert_eq!(kid(&bench.token().await), kid(&token), "the signer goes on");
+    let next = reserve(published(&bench.server).await).expect("another in its place");
+    assert_ne!(next, old);
 }
 
 #[tokio::test]
@@ -135,6 +157,7 @@ async fn keys_rotate_on_their_own_and_no_live_token_is_lost() {
         bench.server.service.roll_keys().await.expect("rolled");
         let signer = kid(&bench.token().await);
         assert!(before.contains(&signer), "a key signs only after it was published");
+        assert!(before.len() >= 2, "one is in reserve at any time");
         if signers.last() != Some(&signer) {
             assert!(!signers.contains(&signer), "a retired key never signs again");
             signers.push(signer);
@@ -162,8 +185,8 @@ async fn the_published_keys_have_a_version_that_changes_with_them() {
     let known = format!("if-none-match: {raw}\r\n");
     let (status, head, body) = http_get(bench.server.public, path, &known).await;
     assert_eq!((status, etag(&head), body.as_str()), (304, first.clone(), ""));
-    let create = bearer(pb::CreateKeyRequest::default(), &bench.token().await);
-    bench.server.admin().create_key(create).await.expect("announced");
+    let rotate = bearer(pb::RotateKeyRequest {}, &bench.token().await);
+    bench.server.admin().rotate_key(rotate).await.expect("rotated");
     let (status, head, _) = http_get(bench.server.public, path, &known).await;
     assert_eq!(status, 200, "it has changed");
     assert_ne!(etag(&head), first);
@@ -202,17 +225,22 @@ async fn keys_that_are_made_and_rotated_at_once_are_answered_for_what_they_did()
         })
     };
     let mut admin = bench.server.admin();
-    let mut signers = BTreeSet::new();
+    // There is one in reserve after each rotation, so that nobody else makes the next.
+    let mut announced = BTreeSet::new();
     while !creating.is_finished() {
-        match admin.rotate_key(bearer(pb::RotateKeyRequest {}, &token)).await {
-            Ok(answer) => {
-                let key = answer.into_inner().key.and_then(|key| key.public_key).expect("a key");
-                assert_eq!(key.state(), pb::KeyState::Active);
-                signers.insert(key.kid);
-            }
-            Err(status) => assert_eq!(reason(&status), "NO_KEY_ANNOUNCED", "{status:?}"),
-        }
+        let keys = admin.list_keys(bearer(pb::ListKeysRequest {}, &token)).await.expect("a list");
+        let keys = keys.into_inner().keys.into_iter().filter_map(|key| key.public_key);
+        let reserve: Vec<_> = keys.filter(|k| k.state() == pb::KeyState::Announced).collect();
+        assert_eq!(reserve.len(), 1, "{reserve:?}");
+        announced.insert(reserve[0].kid.clone());
+        let answer = admin.rotate_key(bearer(pb::RotateKeyRequest {}, &token)).await;
+        let key = answer.expect("rotated").into_inner().key.and_then(|key| key.public_key);
+        let key = key.expect("a key");
+        assert_eq!((key.state(), &key.kid), (pb::KeyState::Active, &reserve[0].kid));
     }
     let made = creating.await.expect("every call is answered");
-    assert!(signers.is_subset(&made), "what signs was announced before");
+    let stored = bench.server.service.store().ring().await.expect("the ring").keys;
+    let last = stored.into_iter().find(|key| key.state == KeyState::Announced);
+    announced.insert(last.expect("a reserve").id.to_string());
+    assert!(made.is_subset(&announced), "what was answered was announced");
 }

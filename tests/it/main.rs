@@ -6,6 +6,7 @@
 mod admin;
 mod agent;
 mod alone;
+mod audit;
 mod authenticate;
 mod backup;
 mod beside;

@@ -152,7 +152,7 @@ async fn of_many_at_once_all_who_succeed_hold_the_same_successor() {
         let won: Vec<_> =
             answers.into_iter().map(|answer| answer.expect("in the window")).collect();
         assert!(won.iter().all(|tokens| tokens.refresh_token == won[0].refresh_token));
-        assert_eq!(generation(&server, &first.session_id), 1);
+        assert_eq!(generation(&server, &first.session_id).await, 1);
         server.refresh(&app, &won[0].refresh_token).await.expect("one line goes on");
     }
     assert!(server.log().is_empty());
@@ -225,9 +225,17 @@ async fn a_refresh_in_flight_does_not_outlive_a_revocation() {
     assert_eq!(server.log().len(), 100);
 }
 
-fn generation(server: &Server, session: &str) -> u32 {
+async fn generation(server: &Server, session: &str) -> u32 {
     let id = session.parse().expect("a session id");
-    server.service.store().find_session(id).expect("the store").expect("it is there").generation.0
+    server
+        .service
+        .store()
+        .find_session(id)
+        .await
+        .expect("the store")
+        .expect("it is there")
+        .generation
+        .0
 }
 
 #[tokio::test]
@@ -238,7 +246,7 @@ async fn inside_the_window_a_lost_answer_is_given_again() {
     let again = server.refresh(&app, &first.refresh_token).await.expect("in the window");
     assert_eq!(again.refresh_token, second.refresh_token);
     assert_eq!(again.refresh_token_expire_time, second.refresh_token_expire_time);
-    assert_eq!(generation(&server, &first.session_id), 1);
+    assert_eq!(generation(&server, &first.session_id).await, 1);
     // Asking again does not extend the window: it is measured from the rotation.
     server.clock.advance(Duration::from_millis(1));
     let status = server.refresh(&app, &first.refresh_token).await.expect_err("too late");
@@ -386,7 +394,7 @@ async fn scopes_narrow_for_one_token_and_never_widen() {
         let status = refresh_scopes(&server, &app, token, scopes, &[]).await;
         assert_eq!(wrong_fields(&status.expect_err("malformed")), ["scopes"], "{scopes:?}");
     }
-    assert_eq!(generation(&server, &narrow.session_id), 0, "no such call spends the token");
+    assert_eq!(generation(&server, &narrow.session_id).await, 0, "no such call spends the token");
 
     let wide = refresh_scopes(&server, &app, &first.refresh_token, &["write"], &["orders"]).await;
     let wide = wide.expect("narrower");

@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub(crate) mod collector;
 pub(crate) mod proxy;
 pub(crate) mod readme;
 pub(crate) mod serve;

@@ -31,8 +31,8 @@ pub(crate) struct Forge {
 }
 
 impl Forge {
-    pub(crate) fn of(server: &Server) -> Self {
-        let keys = server.service.store().ring().expect("a ring").keys;
+    pub(crate) async fn of(server: &Server) -> Self {
+        let keys = server.service.store().ring().await.expect("a ring").keys;
         let record = keys.into_iter().find(|key| key.state == KeyState::Active).expect("a signer");
         let sealer = Sealer::from_file_contents(ENCRYPTION_KEY.as_bytes()).expect("a key file");
         let purpose = format!("avouch signing key v1|{}|{}", record.algorithm, record.id);
@@ -108,7 +108,7 @@ impl Bench {
         let token = server.login(&app, "ada").await.access_token;
         let claims = payload(&token);
         let credential = server.own_token(&operator).await;
-        let forge = Forge::of(&server);
+        let forge = Forge::of(&server).await;
         let verifier = verifier(&server, &credential).await;
         let sidecar = Sidecar::beside(&server, ANY_GOOD_TOKEN, &[("sidecar.leeway", "0s")]).await;
         let bench = Self { server, operator, credential, forge, token, claims, verifier, sidecar };
@@ -265,7 +265,7 @@ async fn a_key_id_is_only_ever_a_name_in_the_ring() {
         Some(json!(format!(" {kid}"))),
         Some(json!(kid.to_lowercase() + "x")),
         Some(json!("k".repeat(5000))),
-        Some(json!(Forge::of(&other).kid)),
+        Some(json!(Forge::of(&other).await.kid)),
         Some(json!(0)),
         Some(json!([kid])),
         Some(json!({ "kid": kid })),
@@ -283,7 +283,7 @@ async fn keys_in_the_header_are_ignored_and_nothing_is_fetched() {
     let canary = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/jwks.json", canary.local_addr().expect("an address"));
     let other = Server::start().await;
-    let attacker = Forge::of(&other);
+    let attacker = Forge::of(&other).await;
     let point = attacker.pair.public_key().as_ref();
     let jwk = json!({
         "kty": "EC", "crv": "P-256", "kid": attacker.kid,

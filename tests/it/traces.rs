@@ -1,68 +1,12 @@
-//! Spans on their way to a collector, which stands in this process and keeps what it gets.
-
-use std::sync::{Arc, Mutex};
+//! Spans on their way to a collector, which keeps what it gets.
 
 use avouch::pb::v1 as pb;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
-use tonic::{Request, Response, Status};
+use tonic::Request;
 
 use crate::harness::password_login;
 use crate::process::{Cast, Process, identity};
-
-/// A collector that keeps everything.
-#[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().expect("not poisoned").push(request.into_inner());
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    /// Serves until the test is over; gives where.
-    async fn serve(&self) -> String {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let routes = tonic::service::Routes::new(TraceServiceServer::new(self.clone()));
-        tokio::spawn(
-            async move { axum::serve(listener, routes.prepare().into_axum_router()).await },
-        );
-        format!("http://{address}")
-    }
-
-    fn requests(&self) -> Vec<ExportTraceServiceRequest> {
-        self.0.lock().expect("not poisoned").clone()
-    }
-
-    fn spans(&self) -> Vec<Span> {
-        let requests = self.requests().into_iter();
-        let resources = requests.flat_map(|request| request.resource_spans);
-        resources.flat_map(|it| it.scope_spans).flat_map(|it| it.spans).collect()
-    }
-}
-
-fn attribute(span: &Span, key: &str) -> Option<String> {
-    let value = span.attributes.iter().find(|it| it.key == key)?.value.clone()?.value?;
-    match value {
-        Value::StringValue(text) => Some(text),
-        Value::IntValue(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
+use crate::support::collector::{Collector, attribute};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -84,7 +28,7 @@ fn traced<T>(message: T, traceparent: &str) -> Request<T> {
 #[tokio::test]
 async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
     let collector = Collector::default();
-    let endpoint = collector.serve().await;
+    let endpoint = collector.serve();
     let home = tempfile::tempdir().expect("a directory");
     let data = home.path().join("data");
     let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
@@ -119,19 +63,18 @@ async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
     assert_eq!(names, ["Authenticate", "Refresh", "Refresh"], "{spans:#?}");
     let span = &spans[1];
     assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.into(), PARENT.into()));
-    assert_eq!(attribute(span, "rpc.system").as_deref(), Some("grpc"));
-    assert_eq!(attribute(span, "rpc.method").as_deref(), Some("Refresh"));
-    assert_eq!(attribute(span, "rpc.grpc.status_code").as_deref(), Some("0"));
-    assert_eq!(attribute(span, "avouch.request_id"), Some(id));
+    assert_eq!(attribute(&span.attributes, "rpc.system").as_deref(), Some("grpc"));
+    assert_eq!(attribute(&span.attributes, "rpc.method").as_deref(), Some("Refresh"));
+    assert_eq!(attribute(&span.attributes, "rpc.grpc.status_code").as_deref(), Some("0"));
+    assert_eq!(attribute(&span.attributes, "avouch.request_id"), Some(id));
     assert_eq!(span.attributes.len(), 4, "{span:#?}");
     assert!(span.events.is_empty() && span.trace_state.is_empty(), "{span:#?}");
     assert!(span.end_time_unix_nano > span.start_time_unix_nano, "{span:#?}");
     let failed = &spans[2];
-    assert_eq!(attribute(failed, "rpc.grpc.status_code").as_deref(), Some("16"));
+    assert_eq!(attribute(&failed.attributes, "rpc.grpc.status_code").as_deref(), Some("16"));
     assert_ne!(hex(&failed.trace_id), TRACE);
 
-    let sent: Vec<u8> =
-        collector.requests().iter().flat_map(prost::Message::encode_to_vec).collect();
+    let sent = collector.bytes();
     let secrets = [
         &cast.password,
         &cast.login.client_secret,

@@ -307,6 +307,10 @@ async fn a_key_that_the_stream_has_not_brought_is_asked_for() {
     let kid = verifier.verify(&old).await.expect("it is good").key.to_string();
     proxy.mute(true);
     scene.revoke_key(kid).await;
+    // The one that was in reserve is known to everybody.
+    let reserve = scene.login("ada").await.access_token;
+    let known = alone.verify_with(&reserve, Policy::Closed, LONG).await.expect("it is known");
+    scene.revoke_key(known.key.to_string()).await;
     let next = scene.login("ada").await.access_token;
     verifier.verify_with(&next, Policy::Closed, LONG).await.expect("the key was asked for");
     // Without anybody to ask: a bad token as long as the view is fresh, and nobody's fault after.

@@ -41,6 +41,43 @@ before what is no value at all. */}}
 {{- if and (eq $v.tls.clientAuth "none") $v.tls.clientCaSecretName -}}
 {{- $bad = append $bad "tls.clientCaSecretName has no effect: set tls.clientAuth to optional or required" -}}
 {{- end -}}
+{{- $backup := $v.backup -}}
+{{- if $backup.enabled -}}
+{{- if not (or $backup.credentialsSecretName $backup.certificateSecretName) -}}
+{{- $bad = append $bad "backup.enabled needs backup.credentialsSecretName, or backup.certificateSecretName: avouch client create backup --audience avouch --grant admin --save credentials.json" -}}
+{{- end -}}
+{{- if and $backup.credentialsSecretName $backup.certificateSecretName -}}
+{{- $bad = append $bad "backup.credentialsSecretName and backup.certificateSecretName are both set: the job calls as one of them" -}}
+{{- end -}}
+{{- if and $backup.credentialsSecretName (eq $v.tls.clientAuth "required") -}}
+{{- $bad = append $bad "backup.credentialsSecretName does not do where tls.clientAuth is required: the job has to show a certificate, backup.certificateSecretName" -}}
+{{- end -}}
+{{- if and $backup.certificateSecretName (eq $v.tls.clientAuth "none") -}}
+{{- $bad = append $bad "backup.certificateSecretName needs tls.clientAuth optional or required: nobody is asked for a certificate" -}}
+{{- end -}}
+{{- if and $backup.certificateSecretName (not $backup.certificateName) -}}
+{{- $bad = append $bad "backup.certificateSecretName needs backup.certificateName, the name in it: it is granted the right admin" -}}
+{{- end -}}
+{{- if and $backup.certificateName (not $backup.certificateSecretName) -}}
+{{- $bad = append $bad "backup.certificateName has no effect without backup.certificateSecretName" -}}
+{{- end -}}
+{{- if eq $backup.destination "upload" -}}
+{{- if not $backup.upload.image -}}
+{{- $bad = append $bad "backup.destination upload needs backup.upload.image" -}}
+{{- end -}}
+{{- if hasSuffix ":latest" $backup.upload.image -}}
+{{- $bad = append $bad "backup.upload.image is latest, which is another image tomorrow: name a version or a digest" -}}
+{{- end -}}
+{{- if and $v.networkPolicy.enabled (not $backup.upload.egress) -}}
+{{- $bad = append $bad "backup.destination upload needs backup.upload.egress: the container may connect to nobody; [{}] allows everything" -}}
+{{- end -}}
+{{- if $backup.volume.existingClaim -}}
+{{- $bad = append $bad "backup.volume.existingClaim has no effect: set backup.destination to volume" -}}
+{{- end -}}
+{{- else if $backup.upload.image -}}
+{{- $bad = append $bad "backup.upload.image has no effect: set backup.destination to upload" -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq $v.tls.clientAuth "none") $v.grants -}}
 {{- $bad = append $bad "grants have no effect: they name client certificates, and tls.clientAuth is none" -}}
 {{- end -}}

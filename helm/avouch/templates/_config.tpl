@@ -12,7 +12,7 @@
 {{- define "avouch.config" -}}
 {{- $v := .Values -}}
 {{- $own := dict
-  "server" (dict "listen" "0.0.0.0:7700" "public_listen" "0.0.0.0:7701" "ops_listen" "0.0.0.0:7702" "drain_timeout" (printf "%ds" (int $v.shutdown.drainSeconds)))
+  "server" (dict "listen" "0.0.0.0:7700" "public_listen" "0.0.0.0:7701" "ops_listen" "0.0.0.0:7702" "drain_delay" (printf "%ds" (int $v.shutdown.delaySeconds)) "drain_timeout" (printf "%ds" (int $v.shutdown.drainSeconds)))
   "issuer" (dict "url" $v.issuer.url "audience" $v.issuer.audience)
   "store" (dict "path" "/var/lib/avouch/data" "cache_bytes" (printf "%sB" $v.store.cache))
   "keys" (dict "encryption_key_file" (printf "/etc/avouch/encryption/%s" $v.encryptionKey.secretKey))
@@ -21,6 +21,9 @@
 -}}
 {{- /* What settings may go over. */}}
 {{- $defaults := dict "log" (dict "format" "json") -}}
+{{- if $v.backupKey.secretName -}}
+{{- $_ := set $own.keys "backup_key_file" (printf "/etc/avouch/backup-key/%s" $v.backupKey.secretKey) -}}
+{{- end -}}
 {{- if $v.pepper.secretName -}}
 {{- $_ := set $own.password "pepper_file" (printf "/etc/avouch/pepper/%s" $v.pepper.secretKey) -}}
 {{- end -}}
@@ -42,7 +45,11 @@
 {{ $key }} = {{ include "avouch.toml" $value }}
 {{- end }}
 {{ end -}}
-{{- range $v.grants }}
+{{- $grants := $v.grants -}}
+{{- if and $v.backup.enabled $v.backup.certificateName -}}
+{{- $grants = append $grants (dict "certificateName" $v.backup.certificateName "right" "admin") -}}
+{{- end -}}
+{{- range $grants }}
 [[grant]]
 certificate_name = {{ .certificateName | toJson }}
 right = {{ .right | toJson }}

@@ -17,7 +17,7 @@ app.kubernetes.io/name: {{ include "avouch.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* Labels of an object of the part named by .part: server, node-agent or test. */}}
+{{/* Labels of an object of the part named by .part: server, node-agent, backup or test. */}}
 {{- define "avouch.labels" -}}
 {{ include "avouch.selector" .root }}
 app.kubernetes.io/component: {{ .part }}

@@ -55,7 +55,7 @@ impl Model {
     }
 
     fn revoke(&mut self, id: &KeyId) {
-        self.carry_out(&revoke_plan(&self.records, id, &self.policy));
+        self.carry_out(&revoke_plan(&self.records, id, &self.policy, self.now));
     }
 
     fn advance(&mut self, by: Duration) -> Vec<KeyChange> {
@@ -89,12 +89,42 @@ fn names_of_algorithms() {
     }
 }
 
+const MS: Duration = Duration::from_millis(1);
+
+fn id(name: &str) -> KeyId {
+    name.parse().unwrap()
+}
+
+impl Model {
+    /// A new key that may sign in an hour.
+    fn announcement(&self) -> KeyChange {
+        KeyChange::Announce {
+            algorithm: self.policy.algorithm,
+            activate_at: self.now.after(self.policy.announce_for),
+        }
+    }
+
+    fn announced(&self) -> Vec<&str> {
+        let announced = self.records.iter().filter(|r| r.state == KeyState::Announced);
+        announced.map(|r| r.id.as_str()).collect()
+    }
+
+    /// A ring as it was before there were reserves: k0001 signs, and no key is announced.
+    fn without_reserve(policy: RingPolicy) -> Self {
+        let mut ring = Self::new(policy);
+        ring.carry_out(&[KeyChange::Start { algorithm: policy.algorithm }]);
+        ring
+    }
+}
+
 #[test]
-fn the_first_start_makes_one_key_that_signs_at_once() {
+fn the_first_start_makes_one_key_that_signs_at_once_and_one_in_reserve() {
     let mut ring = Model::new(policy());
-    assert_eq!(ring.tick(), [KeyChange::Start { algorithm: Algorithm::Es256 }]);
-    assert_eq!(ring.records.len(), 1);
+    let reserve = ring.announcement();
+    assert_eq!(ring.tick(), [KeyChange::Start { algorithm: Algorithm::Es256 }, reserve]);
+    assert_eq!(ring.records.len(), 2);
     assert_eq!(ring.signer().activate_at, ring.now);
+    assert_eq!(ring.announced(), ["k0002"]);
     assert_eq!(ring.tick(), []);
 }
 
@@ -102,83 +132,119 @@ fn the_first_start_makes_one_key_that_signs_at_once() {
 fn one_whole_rotation_to_the_millisecond() {
     let mut ring = Model::new(policy());
     ring.tick();
-    let ms = Duration::from_millis(1);
-    assert_eq!(ring.advance(30 * DAY - HOUR - ms), []);
-    let activate_at = ring.now.after(HOUR + ms);
-    assert_eq!(
-        ring.advance(ms),
-        [KeyChange::Announce { algorithm: Algorithm::Es256, activate_at }]
-    );
-    assert_eq!(ring.advance(HOUR - ms), []);
+    assert_eq!(ring.advance(HOUR), [], "the reserve may sign, and waits");
+    assert_eq!(ring.advance(30 * DAY - HOUR - MS), []);
     assert_eq!(ring.signer().id.as_str(), "k0001");
-    assert_eq!(ring.advance(ms).len(), 2);
+    let plan = ring.advance(MS);
+    let remove_at = ring.now.after(ACCESS + RingPolicy::SKEW);
+    let retired = KeyChange::Retire { id: id("k0001"), remove_at };
+    assert_eq!(plan, [retired, KeyChange::Activate(id("k0002")), ring.announcement()]);
     assert_eq!(ring.signer().id.as_str(), "k0002");
     assert_eq!(ring.state("k0001"), Some(KeyState::Retired));
-    assert_eq!(ring.advance(ACCESS + RingPolicy::SKEW - ms), []);
-    let removed = ring.find("k0001").unwrap().id.clone();
-    assert_eq!(ring.advance(ms), [KeyChange::Remove(removed)]);
-    assert_eq!(ring.records.len(), 1);
+    assert_eq!(ring.advance(ACCESS + RingPolicy::SKEW - MS), []);
+    assert_eq!(ring.advance(MS), [KeyChange::Remove(id("k0001"))]);
+    assert_eq!(ring.announced(), ["k0003"]);
+    assert_eq!(ring.records.len(), 2);
 }
 
 #[test]
-fn a_server_that_slept_through_a_rotation_still_announces_first() {
+fn a_server_that_slept_through_a_rotation_activates_the_reserve() {
     let mut ring = Model::new(policy());
     ring.tick();
-    let activate_at = ring.now.after(90 * DAY).after(HOUR);
-    let plan = ring.advance(90 * DAY);
-    assert_eq!(plan, [KeyChange::Announce { algorithm: Algorithm::Es256, activate_at }]);
+    ring.advance(90 * DAY);
+    assert_eq!(ring.signer().id.as_str(), "k0002");
+    assert_eq!(ring.announced(), ["k0003"]);
+}
+
+#[test]
+fn a_ring_without_a_reserve_announces_one_before_it_rotates() {
+    for slept in [Duration::ZERO, 90 * DAY] {
+        let mut ring = Model::without_reserve(policy());
+        let plan = ring.advance(slept);
+        assert_eq!(plan, [ring.announcement()]);
+        assert_eq!(ring.tick(), []);
+        assert_eq!(ring.advance(HOUR - MS), []);
+        assert_eq!(ring.signer().id.as_str(), "k0001");
+        ring.advance(90 * DAY);
+        assert_eq!(ring.signer().id.as_str(), "k0002");
+    }
+}
+
+#[test]
+fn a_reserve_that_is_younger_than_the_announcement_waits_past_the_rotation() {
+    let mut ring = Model::new(policy());
+    ring.tick();
+    ring.advance(30 * DAY - MS);
+    ring.revoke(&id("k0002"));
+    assert_eq!(ring.announced(), ["k0003"], "another takes its place in the same plan");
+    assert_eq!(ring.advance(HOUR - MS), []);
     assert_eq!(ring.signer().id.as_str(), "k0001");
+    ring.advance(MS);
+    assert_eq!(ring.signer().id.as_str(), "k0003");
 }
 
 #[test]
 fn another_algorithm_is_announced_and_takes_over() {
     let mut ring = Model::new(policy());
     ring.tick();
-    ring.advance(30 * DAY - HOUR);
-    assert_eq!(ring.state("k0002"), Some(KeyState::Announced));
     ring.policy.algorithm = Algorithm::EdDsa;
-    let plan = ring.tick();
-    let activate_at = ring.now.after(HOUR);
-    let unwanted = "k0002".parse().unwrap();
-    assert_eq!(
-        plan,
-        [
-            KeyChange::Announce { algorithm: Algorithm::EdDsa, activate_at },
-            KeyChange::Remove(unwanted),
-        ]
-    );
-    ring.advance(HOUR);
+    assert_eq!(ring.tick(), [ring.announcement(), KeyChange::Remove(id("k0002"))]);
+    assert_eq!(ring.advance(HOUR - MS), []);
+    ring.advance(MS);
     assert_eq!(ring.signer().algorithm, Algorithm::EdDsa);
+    assert_eq!(ring.announced(), ["k0004"]);
 }
 
 #[test]
-fn revoking_the_signer_activates_the_announced_key_at_once() {
+fn revoking_the_signer_activates_the_reserve_at_once_and_announces_another() {
     let mut ring = Model::new(policy());
     ring.tick();
-    ring.advance(30 * DAY - HOUR);
+    ring.now = ring.now.after(MS);
     let stolen = ring.signer().id;
+    let plan = revoke_plan(&ring.records, &stolen, &ring.policy, ring.now);
+    let revoked = KeyChange::Revoke(stolen.clone());
+    assert_eq!(plan, [revoked, KeyChange::Activate(id("k0002")), ring.announcement()]);
     ring.revoke(&stolen);
     assert_eq!(ring.state("k0001"), Some(KeyState::Revoked));
     let record = ring.find("k0001").unwrap();
     assert_eq!((record.revoked_at, record.sealed_private.len()), (Some(ring.now), 0));
     assert_eq!(ring.signer().id.as_str(), "k0002");
     assert_eq!(ring.signer().activate_at, ring.now);
-    assert_eq!(revoke_plan(&ring.records, &stolen, &ring.policy), []);
+    assert_eq!(ring.announced(), ["k0003"]);
+    assert_eq!(revoke_plan(&ring.records, &stolen, &ring.policy, ring.now), []);
     ring.advance(90 * DAY);
     assert_eq!(ring.state("k0001"), Some(KeyState::Revoked), "kept to remember");
 }
 
 #[test]
 fn revoking_the_only_key_makes_another_and_revoking_others_changes_no_signer() {
+    let mut ring = Model::without_reserve(policy());
+    ring.revoke(&id("k0001"));
+    assert_eq!(ring.signer().id.as_str(), "k0002");
+    assert_eq!(ring.announced(), ["k0003"]);
+    ring.advance(30 * DAY - HOUR);
+    ring.revoke(&id("k0003"));
+    assert_eq!(ring.signer().id.as_str(), "k0002");
+    assert_eq!(ring.announced(), ["k0004"], "another reserve is announced");
+    assert_eq!(ring.tick(), []);
+    assert_eq!(revoke_plan(&ring.records, &id("nobody"), &ring.policy, ring.now), []);
+}
+
+#[test]
+fn rotating_by_hand_takes_the_key_that_was_announced_first_and_announces_another() {
     let mut ring = Model::new(policy());
     ring.tick();
-    ring.revoke(&"k0001".parse().unwrap());
+    ring.now = ring.now.after(MS);
+    let activate_at = ring.now;
+    ring.carry_out(&[KeyChange::Announce { algorithm: Algorithm::EdDsa, activate_at }]);
+    let plan = rotate_plan(&ring.records, &ring.policy, ring.now).unwrap();
+    let remove_at = ring.now.after(ACCESS + RingPolicy::SKEW);
+    let retired = KeyChange::Retire { id: id("k0001"), remove_at };
+    assert_eq!(plan, [retired, KeyChange::Activate(id("k0002")), ring.announcement()]);
+    ring.carry_out(&plan);
     assert_eq!(ring.signer().id.as_str(), "k0002");
-    ring.advance(30 * DAY - HOUR);
-    ring.revoke(&"k0003".parse().unwrap());
-    assert_eq!(ring.signer().id.as_str(), "k0002");
-    assert_eq!(ring.tick().len(), 1, "another successor is announced");
-    assert_eq!(revoke_plan(&ring.records, &"nobody".parse().unwrap(), &ring.policy), []);
+    let bare = Model::without_reserve(policy());
+    assert_eq!(rotate_plan(&bare.records, &bare.policy, bare.now), None);
 }
 
 #[test]
@@ -188,21 +254,21 @@ fn two_active_keys_are_healed() {
     ring.now = ring.now.after(HOUR);
     ring.carry_out(&[KeyChange::Start { algorithm: Algorithm::Es256 }]);
     ring.tick();
-    assert_eq!(ring.signer().id.as_str(), "k0002");
+    assert_eq!(ring.signer().id.as_str(), "k0003");
     assert_eq!(ring.state("k0001"), Some(KeyState::Retired));
+    assert_eq!(ring.announced(), ["k0002"]);
 }
 
 #[test]
 fn a_second_announced_key_waits_for_its_turn() {
     let mut ring = Model::new(policy());
     ring.tick();
-    ring.advance(30 * DAY - HOUR);
     let activate_at = ring.now;
     ring.carry_out(&[KeyChange::Announce { algorithm: Algorithm::Es256, activate_at }]);
-    ring.advance(HOUR);
+    ring.advance(30 * DAY);
     assert_eq!(ring.tick(), []);
     assert_eq!(ring.signer().id.as_str(), "k0003");
-    assert_eq!(ring.state("k0002"), Some(KeyState::Announced));
+    assert_eq!(ring.announced(), ["k0002"], "it is the reserve now");
 }
 
 #[test]
@@ -236,14 +302,16 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: exactly one key signs; it was announced long enough unless an
-    /// emergency or the first start called for it; and no key goes while a token of its can be alive.
+    /// Whatever happens in whatever order: exactly one key signs, and exactly one is announced; who signs
+    /// next is the one that was announced, in an emergency too, and else it was for long enough; and no
+    /// key goes while a token of its can be alive.
     #[test]
     fn the_ring_keeps_its_promises(steps in prop::collection::vec(step(), 1..60)) {
         let mut ring = Model::new(policy());
         ring.tick();
         for step in steps {
             let before = ring.signer();
+            let reserve = ring.announced()[0].to_owned();
             ring.signed.push((before.id.clone(), ring.now));
             let mut emergency = false;
             match step {
@@ -264,6 +332,7 @@ proptest! {
 
             let signer = ring.signer();
             if signer.id != before.id {
+                prop_assert_eq!(signer.id.as_str(), reserve.as_str());
                 let announced_for = ring.now.since(signer.created_at);
                 prop_assert!(emergency || announced_for >= ring.policy.announce_for);
             }
@@ -276,8 +345,7 @@ proptest! {
             for record in &ring.records {
                 prop_assert!(record.state != KeyState::Announced || record.retired_at.is_none());
             }
-            let announced = ring.records.iter().filter(|r| r.state == KeyState::Announced);
-            prop_assert!(announced.count() <= 1);
+            prop_assert_eq!(ring.announced().len(), 1);
         }
     }
 }

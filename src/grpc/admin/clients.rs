@@ -16,7 +16,7 @@ pub(super) async fn create(
     let client = fields.finish(client)?;
     let (client, secret) = call.service.create_client(&call.caller, client, &call.origin).await?;
     Ok(pb::CreateClientResponse {
-        client: Some(call.client(&client)?),
+        client: Some(call.client(&client).await?),
         client_secret: secret.map(SecretText::into_exposed).unwrap_or_default(),
     })
 }
@@ -26,8 +26,8 @@ pub(super) async fn get(
     message: pb::GetClientRequest,
 ) -> Answer<pb::GetClientResponse> {
     let id = required("client_id", &message.client_id)?;
-    let client = call.service.client(&call.caller, &id, &call.origin)?;
-    Ok(pb::GetClientResponse { client: Some(call.client(&client)?) })
+    let client = call.service.client(&call.caller, &id, &call.origin).await?;
+    Ok(pb::GetClientResponse { client: Some(call.client(&client).await?) })
 }
 
 pub(super) async fn list(
@@ -35,9 +35,13 @@ pub(super) async fn list(
     message: pb::ListClientsRequest,
 ) -> Answer<pb::ListClientsResponse> {
     let (limit, after) = page(message.page_size, &message.page_token)?;
-    let page = call.service.list_clients(&call.caller, after.as_ref(), limit, &call.origin)?;
+    let page = call.service.list_clients(&call.caller, after.as_ref(), limit, &call.origin).await?;
+    let mut clients = Vec::with_capacity(page.len());
+    for client in &page {
+        clients.push(call.client(client).await?);
+    }
     Ok(pb::ListClientsResponse {
-        clients: page.iter().map(|client| call.client(client)).collect::<Result<_, _>>()?,
+        clients,
         next_page_token: next(&page, limit, |client| client.id.to_string()),
     })
 }
@@ -51,7 +55,7 @@ pub(super) async fn update(
     let client = convert::admin::client(&mut fields, message, None, call.lifetimes);
     let client = fields.finish(client)?;
     let client = call.service.update_client(&call.caller, client, &call.origin).await?;
-    Ok(pb::UpdateClientResponse { client: Some(call.client(&client)?) })
+    Ok(pb::UpdateClientResponse { client: Some(call.client(&client).await?) })
 }
 
 pub(super) async fn rotate_secret(
@@ -75,7 +79,7 @@ pub(super) async fn disable(
     let (client, entry) =
         call.service.set_client_disabled(&call.caller, id, true, &call.origin).await?;
     let (cursor, revoked) = outcome(call.service, entry.as_ref());
-    Ok(pb::DisableClientResponse { client: Some(call.client(&client)?), cursor, revoked })
+    Ok(pb::DisableClientResponse { client: Some(call.client(&client).await?), cursor, revoked })
 }
 
 pub(super) async fn enable(
@@ -85,7 +89,7 @@ pub(super) async fn enable(
     let id = required("client_id", &message.client_id)?;
     let (client, _) =
         call.service.set_client_disabled(&call.caller, id, false, &call.origin).await?;
-    Ok(pb::EnableClientResponse { client: Some(call.client(&client)?) })
+    Ok(pb::EnableClientResponse { client: Some(call.client(&client).await?) })
 }
 
 pub(super) async fn delete(

@@ -20,13 +20,13 @@ pub(super) async fn create(
 
 pub(super) async fn get(call: Call<'_>, message: pb::GetKeyRequest) -> Answer<pb::GetKeyResponse> {
     let id: KeyId = required("kid", &message.kid)?;
-    let keys = call.service.list_keys(&call.caller, &call.origin)?;
+    let keys = call.service.list_keys(&call.caller, &call.origin).await?;
     let key = keys.iter().find(|key| key.id == id).ok_or_else(status::not_found)?;
     Ok(pb::GetKeyResponse { key: Some(token::to_key(key)) })
 }
 
 pub(super) async fn list(call: Call<'_>, _: pb::ListKeysRequest) -> Answer<pb::ListKeysResponse> {
-    let keys = call.service.list_keys(&call.caller, &call.origin)?;
+    let keys = call.service.list_keys(&call.caller, &call.origin).await?;
     Ok(pb::ListKeysResponse { keys: keys.iter().map(token::to_key).collect() })
 }
 

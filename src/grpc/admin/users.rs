@@ -26,7 +26,7 @@ pub(super) async fn create(
     };
     let new = fields.finish(Some(new))?;
     let user = call.service.create_user(&call.caller, new, &call.origin).await?;
-    Ok(pb::CreateUserResponse { user: Some(call.user(&user)?) })
+    Ok(pb::CreateUserResponse { user: Some(call.user(&user).await?) })
 }
 
 pub(super) async fn get(
@@ -34,11 +34,14 @@ pub(super) async fn get(
     message: pb::GetUserRequest,
 ) -> Answer<pb::GetUserResponse> {
     let user = match (message.subject.as_str(), message.username.as_str()) {
-        (text, "") => call.service.user(&call.caller, &required("subject", text)?, &call.origin),
-        ("", name) => call.service.user_by_name(&call.caller, name, &call.origin),
+        (text, "") => {
+            let subject = required("subject", text)?;
+            call.service.user(&call.caller, &subject, &call.origin).await
+        }
+        ("", name) => call.service.user_by_name(&call.caller, name, &call.origin).await,
         _ => return Err(status::field("username", "must not be set together with subject")),
     };
-    Ok(pb::GetUserResponse { user: Some(call.user(&user?)?) })
+    Ok(pb::GetUserResponse { user: Some(call.user(&user?).await?) })
 }
 
 pub(super) async fn list(
@@ -46,9 +49,13 @@ pub(super) async fn list(
     message: pb::ListUsersRequest,
 ) -> Answer<pb::ListUsersResponse> {
     let (limit, after) = page(message.page_size, &message.page_token)?;
-    let page = call.service.list_users(&call.caller, after.as_ref(), limit, &call.origin)?;
+    let page = call.service.list_users(&call.caller, after.as_ref(), limit, &call.origin).await?;
+    let mut users = Vec::with_capacity(page.len());
+    for user in &page {
+        users.push(call.user(user).await?);
+    }
     Ok(pb::ListUsersResponse {
-        users: page.iter().map(|user| call.user(user)).collect::<Result<_, _>>()?,
+        users,
         next_page_token: next(&page, limit, |user| user.subject.to_string()),
     })
 }
@@ -68,7 +75,7 @@ pub(super) async fn update(
     let (user, entry) =
         call.service.update_user(&call.caller, subject, update, &call.origin).await?;
     let (cursor, revoked) = outcome(call.service, entry.as_ref());
-    Ok(pb::UpdateUserResponse { user: Some(call.user(&user)?), cursor, revoked })
+    Ok(pb::UpdateUserResponse { user: Some(call.user(&user).await?), cursor, revoked })
 }
 
 pub(super) async fn set_password(
@@ -119,7 +126,7 @@ pub(super) async fn disable(
     let (user, entry) =
         call.service.set_user_disabled(&call.caller, subject, true, &call.origin).await?;
     let (cursor, revoked) = outcome(call.service, entry.as_ref());
-    Ok(pb::DisableUserResponse { user: Some(call.user(&user)?), cursor, revoked })
+    Ok(pb::DisableUserResponse { user: Some(call.user(&user).await?), cursor, revoked })
 }
 
 pub(super) async fn enable(
@@ -129,7 +136,7 @@ pub(super) async fn enable(
     let subject = required("subject", &message.subject)?;
     let (user, _) =
         call.service.set_user_disabled(&call.caller, subject, false, &call.origin).await?;
-    Ok(pb::EnableUserResponse { user: Some(call.user(&user)?) })
+    Ok(pb::EnableUserResponse { user: Some(call.user(&user).await?) })
 }
 
 pub(super) async fn delete(

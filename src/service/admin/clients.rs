@@ -77,21 +77,21 @@ impl Service {
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub fn client(
+    pub async fn client(
         &self,
         caller: &Caller,
         id: &ClientId,
         origin: &Origin,
     ) -> Result<Client, AdminError> {
         self.may_administer(caller, "get_client", origin)?;
-        self.store.find_client(id)?.ok_or(AdminError::NotFound)
+        self.store.find_client(id).await?.ok_or(AdminError::NotFound)
     }
 
     /// Clients in the order of their ids.
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub fn list_clients(
+    pub async fn list_clients(
         &self,
         caller: &Caller,
         after: Option<&ClientId>,
@@ -99,7 +99,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<Vec<Client>, AdminError> {
         self.may_administer(caller, "list_clients", origin)?;
-        Ok(self.store.clients(after, limit)?)
+        Ok(self.store.clients(after, limit).await?)
     }
 
     /// Replaces a registration.
@@ -131,7 +131,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(SecretText, Option<Entry>), AdminError> {
         self.begin_change(caller, "rotate_client_secret", origin).await?;
-        let known = self.store.find_client(&id)?.ok_or(AdminError::NotFound)?;
+        let known = self.store.find_client(&id).await?.ok_or(AdminError::NotFound)?;
         if known.kind == ClientType::Public {
             return Err(AdminError::PublicClient);
         }

@@ -113,21 +113,21 @@ impl Service {
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub fn user(
+    pub async fn user(
         &self,
         caller: &Caller,
         subject: &SubjectId,
         origin: &Origin,
     ) -> Result<User, AdminError> {
         self.may_administer(caller, "get_user", origin)?;
-        self.store.find_user(subject)?.ok_or(AdminError::NotFound)
+        self.store.find_user(subject).await?.ok_or(AdminError::NotFound)
     }
 
     /// A user by name.
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub fn user_by_name(
+    pub async fn user_by_name(
         &self,
         caller: &Caller,
         username: &str,
@@ -135,14 +135,14 @@ impl Service {
     ) -> Result<User, AdminError> {
         self.may_administer(caller, "get_user", origin)?;
         let username = precis::username(username).map_err(AdminError::Username)?;
-        self.store.find_user_by_name(username.as_str())?.ok_or(AdminError::NotFound)
+        self.store.find_user_by_name(username.as_str()).await?.ok_or(AdminError::NotFound)
     }
 
     /// Users in the order of their subjects.
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub fn list_users(
+    pub async fn list_users(
         &self,
         caller: &Caller,
         after: Option<&SubjectId>,
@@ -150,7 +150,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<Vec<User>, AdminError> {
         self.may_administer(caller, "list_users", origin)?;
-        Ok(self.store.users(after, limit)?)
+        Ok(self.store.users(after, limit).await?)
     }
 
     /// Changes a user. A change of the scopes revokes what was issued.
@@ -193,7 +193,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
         self.begin_change(caller, "set_password", origin).await?;
-        let user = self.store.find_user(&subject)?.ok_or(AdminError::NotFound)?;
+        let user = self.store.find_user(&subject).await?.ok_or(AdminError::NotFound)?;
         let hash = self.new_password(&user, password, 0).await?;
         let change = UserChange { password_hash: Some(hash), ..UserChange::default() };
         let cause = Cause { reason: Reason::CredentialChanged, initiator: Initiator::Admin };
@@ -225,7 +225,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<Option<Entry>, AdminError> {
         let now = self.now();
-        let client = self.prove_client(&change.client, origin, now)?;
+        let client = self.prove_client(&change.client, origin, now).await?;
         if !client.first_party {
             return Err(AdminError::Credential(AuthenticateError::NotFirstParty));
         }
@@ -234,7 +234,7 @@ impl Service {
         let proved =
             self.prove_user(&client, &change.username, present, &source, origin, now).await?;
         let (user, epochs, account) = proved;
-        if !self.is_still_good(&client)? {
+        if !self.is_still_good(&client).await? {
             return Err(AdminError::Credential(AuthenticateError::Refused));
         }
         // It was no failed guess, whatever the rules say of the new password.

@@ -68,7 +68,7 @@ async fn nothing_is_served_before_the_first_set_is_complete() {
         "avouch_agent_age_seconds ",
         "avouch_agent_lag_seconds ",
         "avouch_agent_entries 0",
-        "avouch_agent_snapshots 1",
+        "avouch_agent_snapshots_total 1",
     ] {
         assert!(text.contains(line), "{line} not in\n{text}");
     }

@@ -117,7 +117,7 @@ async fn without_the_server_each_rule_says_what_its_policy_is() {
     }
     let (_, metrics) = sidecar.ops("/metrics").await;
     let counted = |name: &str| crate::process::metric(&metrics, name);
-    assert!(counted("avouch_sidecar_opened") >= 1.0);
+    assert!(counted("avouch_sidecar_opened_total") >= 1.0);
     assert!(counted("avouch_sidecar_view_age_seconds") >= 1.0);
     assert_eq!(counted("avouch_sidecar_view_connected"), 0.0);
     assert_eq!(sidecar.ops("/readyz").await.0, 200, "ready once is ready for what is known");

@@ -21,8 +21,9 @@ pub(crate) const NOBODY: &str = "nobody";
 
 struct Everybody;
 
+#[tonic::async_trait]
 impl Authorize for Everybody {
-    fn watch_caller(
+    async fn watch_caller(
         &self,
         extensions: &http::Extensions,
         metadata: &MetadataMap,
