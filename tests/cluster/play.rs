@@ -16,7 +16,7 @@ use crate::etcd::Sizes;
 use crate::fault::Fault;
 use crate::finale;
 use crate::follow::{self, MAX_STALENESS};
-use crate::history::{Answer, Micros, Recorder};
+use crate::history::{Answer, History, Micros, Recorder};
 use crate::load::{self, Load};
 use crate::process::PATIENCE;
 use crate::replica::Store;
@@ -108,7 +108,7 @@ pub(crate) async fn play(plan: Plan) {
     }
     let text = report::markdown(plan.seed, began.elapsed(), &history, &struck, &findings);
     println!("{text}");
-    keep(&rig, plan.seed, &text, &findings);
+    keep(&rig, plan.seed, &text, &findings, &history);
     said("done");
     let broken: Vec<String> =
         findings.violations.iter().take(10).map(ToString::to_string).collect();
@@ -116,7 +116,7 @@ pub(crate) async fn play(plan: Plan) {
 }
 
 /// The report, and, if a promise was broken, what everybody said.
-fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings) {
+fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings, history: &History) {
     let into = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster/{seed}"));
     std::fs::create_dir_all(&into).expect("a directory");
     std::fs::write(into.join("report.md"), text).expect("written");
@@ -125,6 +125,11 @@ fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings) {
         rig.keep_logs(&into);
         let all: Vec<String> = findings.violations.iter().map(ToString::to_string).collect();
         std::fs::write(into.join("violations.txt"), all.join("\n\n")).expect("written");
+        // With the revocations of subjects, they are all that a session can have met.
+        let calls: Vec<String> = history.calls.iter().map(|call| format!("{call:?}")).collect();
+        std::fs::write(into.join("calls.txt"), calls.join("\n")).expect("written");
+        std::fs::write(into.join("watched.txt"), format!("{:#?}", history.watched))
+            .expect("written");
     }
 }
 

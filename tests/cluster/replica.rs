@@ -32,6 +32,15 @@ impl Store {
 /// How long an access token lives.
 pub(crate) const ACCESS_LIFETIME: &str = "120s";
 
+/// Names another avouch than the one that was compiled with the tests: one that stays while they are
+/// compiled anew.
+const BINARY: &str = "AVOUCH_CLUSTER_BINARY";
+
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration file")]
+fn program() -> String {
+    std::env::var(BINARY).unwrap_or_else(|_| env!("CARGO_BIN_EXE_avouch").to_owned())
+}
+
 /// A replica that does not run yet. `directory` has the key file that all share.
 pub(crate) fn replica(index: usize, store: Store, directory: &Path) -> Program {
     let node = Node::Replica(index);
@@ -67,7 +76,7 @@ pub(crate) fn replica(index: usize, store: Store, directory: &Path) -> Program {
             settings.push(format!("server.files_dir={}", data.display()));
         }
     }
-    let mut words = vec![env!("CARGO_BIN_EXE_avouch").to_owned(), "serve".to_owned()];
+    let mut words = vec![program(), "serve".to_owned()];
     words.extend(settings.into_iter().map(|it| format!("--set={it}")));
     Program::new(node, words, &own, directory.join(format!("{}.log", node.name())))
 }
