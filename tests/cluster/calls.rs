@@ -297,7 +297,19 @@ impl Caller {
 
     /// Takes something back, as the administrator.
     pub(crate) async fn revoke(&self, replica: usize, asked: Asked, target: Target) -> Answer {
+        self.revoke_and_wait(replica, asked, target, None).await
+    }
+
+    /// The same, and waits for all watchers, if it is said for how long.
+    pub(crate) async fn revoke_and_wait(
+        &self,
+        replica: usize,
+        asked: Asked,
+        target: Target,
+        wait: Option<Duration>,
+    ) -> Answer {
         let request = pb::RevokeRequest {
+            wait: wait.and_then(|wait| prost_types::Duration::try_from(wait).ok()),
             client: Some(self.shared.cast.admin.clone()),
             target: Some(target),
             ..Default::default()
@@ -310,7 +322,8 @@ impl Caller {
             Some(cursor) => {
                 *shared.log_id.lock().unwrap_or_else(PoisonError::into_inner) = cursor.log_id;
                 let event = answer.revoked.map(|it| shown(&shared.recorder, &it));
-                Answer::Revoked { cursor: cursor.revision, event }
+                let applied = answer.wait_result.map(|it| it.complete);
+                Answer::Revoked { cursor: cursor.revision, event, applied }
             }
         };
         self.write_down(replica, asked, call, read).await

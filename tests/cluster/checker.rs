@@ -45,6 +45,8 @@ pub(crate) enum Promise {
     Durable,
     /// 5: the stream has no holes.
     NoHoles,
+    /// Where Revoke says that every watcher has applied the event, every watcher has.
+    Applied,
     /// 7: a revocation is seen by who made it, and by who names its cursor.
     ReadYourRevocation,
     /// No verifier accepts what was taken back, past the bound; and none refuses what was not.

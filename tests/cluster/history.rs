@@ -89,10 +89,12 @@ pub(crate) enum Answer {
     Issued(Issued),
     /// UNAUTHENTICATED.
     Refused,
-    /// Where the log stands, and the event if this call made one.
+    /// Where the log stands, the event if this call made one, and whether all watchers are said to have
+    /// applied it, if the call waited for them.
     Revoked {
         cursor: u64,
         event: Option<Shown>,
+        applied: Option<bool>,
     },
     Active(bool),
     /// It may have happened or not, and may yet happen: no answer, or one that says nothing.

@@ -230,7 +230,16 @@ impl Worker {
             let replica = self.caller.any(&self.dice);
             let (session, access) = (current.session, current.access.as_str());
             let other = self.caller.any(&self.dice);
-            if self.dice.chance(40) {
+            if self.dice.chance(20) {
+                let target = Target::SessionId(current.session_id.clone());
+                let asked = Asked::RevokeSession(session);
+                let wait = Some(Duration::from_secs(1));
+                let answer = self.caller.revoke_and_wait(replica, asked, target, wait).await;
+                if let Answer::Revoked { cursor, .. } = answer {
+                    self.caller.shared.pool.taken(session, access, Some(cursor));
+                    self.caller.introspect(replica, session, access, None).await;
+                }
+            } else if self.dice.chance(40) {
                 let asked = Asked::RevokeToken { session, token: Token::of(access) };
                 let target = Target::Token(access.to_owned());
                 let answer = self.caller.revoke(replica, asked, target).await;

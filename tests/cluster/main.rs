@@ -110,8 +110,7 @@ fn plan(store: Store) -> Plan {
     // It is there for what a single server and the load have in common with a cluster.
     let minutes = if store == Store::Sled { minutes.min(2) } else { minutes };
     let faults = (0..minutes * 60).map(|_| Fault::any(store, &dice)).collect();
-    let sizes =
-        Sizes { quota_mebibytes: 192, disk_mebibytes: 1024, compact_after_minutes: Some(2) };
+    let sizes = Sizes { quota_mebibytes: 64, disk_mebibytes: 1024, compact_after_minutes: Some(2) };
     let at_most = Duration::from_secs(minutes * 60);
     Plan { store, seed, sizes, load: HEAVY, faults, at_most }
 }

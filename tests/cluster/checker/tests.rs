@@ -55,7 +55,7 @@ impl Pen {
     }
 
     fn revoke(self, at: (Micros, Micros)) -> Self {
-        let answer = Answer::Revoked { cursor: 7, event: Some(shown(7)) };
+        let answer = Answer::Revoked { cursor: 7, event: Some(shown(7)), applied: None };
         self.call(at, Asked::RevokeSession(ONE), answer)
     }
 
@@ -192,7 +192,7 @@ fn a_login_is_refused_only_when_its_subject_is_taken_back_meanwhile() {
     let pen = Pen::default().call((10, 20), asked, Answer::Refused);
     pen.breaks(Promise::OneOrder);
     let revoke = |at, subject| {
-        let answer = Answer::Revoked { cursor: 7, event: None };
+        let answer = Answer::Revoked { cursor: 7, event: None, applied: None };
         pen.clone().call(at, Asked::RevokeSubject(subject), answer)
     };
     revoke((15, 30), SUBJECT).is_good();
@@ -222,7 +222,7 @@ fn a_revocation_that_was_acknowledged_is_not_lost() {
 
 #[test]
 fn revocations_of_the_subject_and_of_everything_take_sessions_that_were_there() {
-    let answer = || Answer::Revoked { cursor: 7, event: None };
+    let answer = || Answer::Revoked { cursor: 7, event: None, applied: None };
     for asked in [Asked::RevokeSubject(SUBJECT), Asked::RevokeEverything] {
         let pen = Pen::login().call((30, 40), asked, answer());
         pen.clone().refresh((50, 60), 0, issued(1)).breaks(Promise::OneOrder);
@@ -378,6 +378,25 @@ fn one_revision_is_one_event_for_everybody() {
 }
 
 #[test]
+fn whoever_waits_for_the_watchers_is_told_the_truth() {
+    // Watchers write everything down at 100.
+    let revoke = |at, applied| {
+        let answer = Answer::Revoked { cursor: 7, event: Some(shown(7)), applied };
+        Pen::login().call(at, Asked::RevokeSession(ONE), answer)
+    };
+    let told = watched(vec![batch(&[7])]);
+    let untold = || revoke((110, 120), Some(true)).watcher(watched(vec![]));
+    untold().breaks(Promise::Applied);
+    revoke((110, 120), Some(false)).watcher(watched(vec![])).is_good();
+    revoke((110, 120), None).watcher(watched(vec![])).is_good();
+    revoke((90, 120), Some(true)).watcher(told.clone()).is_good();
+    let lost = watched(vec![Seen::Lost("it".to_owned())]);
+    revoke((110, 120), Some(true)).watcher(lost).is_good();
+    // It was not there yet, or not all the time.
+    revoke((90, 95), Some(true)).watcher(told).is_good();
+}
+
+#[test]
 fn at_the_end_everybody_has_everything() {
     let told = || watched(vec![batch(&[7])]);
     let pen = || Pen::login().revoke((30, 40)).watcher(told());
@@ -409,8 +428,11 @@ fn played(seed: u64, calls: usize, heard: usize) -> History {
         if dice.chance(4) {
             dead = true;
             let answered = dice.chance(heard);
-            let answer =
-                if answered { Answer::Revoked { cursor: 7, event: None } } else { Answer::Unknown };
+            let answer = if answered {
+                Answer::Revoked { cursor: 7, event: None, applied: None }
+            } else {
+                Answer::Unknown
+            };
             pen = pen.call(at, Asked::RevokeSession(ONE), answer);
             continue;
         }

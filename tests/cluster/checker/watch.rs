@@ -37,6 +37,7 @@ pub(super) fn check(history: &History, rules: Rules, findings: &mut Findings) {
         findings
             .add(Promise::NoHoles, format!("one revision, two events: {place:?} and {other:?}"));
     }
+    waits(history, findings);
     let Some(end) = &history.end else { return };
     for (watcher, whole) in end.whole.iter().enumerate() {
         if !whole {
@@ -65,6 +66,31 @@ pub(super) fn check(history: &History, rules: Rules, findings: &mut Findings) {
             if held.get(shown.about.as_str()).is_none_or(|epoch| *epoch < shown.epoch) {
                 let text = format!("replica {replica} does not list {shown:?} at the end");
                 findings.add(Promise::Durable, text);
+            }
+        }
+    }
+}
+
+/// Where it is said that all watchers have applied a revocation, those that were there all the time have.
+fn waits(history: &History, findings: &mut Findings) {
+    for call in &history.calls {
+        let Answer::Revoked { event: Some(event), applied: Some(true), .. } = &call.answer else {
+            continue;
+        };
+        for (watcher, seen) in history.watched.iter().enumerate() {
+            let from = seen.partition_point(|(at, _)| *at < call.invoked);
+            let to = seen.partition_point(|(at, _)| *at <= call.returned);
+            let stays =
+                |it: &Seen| matches!(it, Seen::Synced(_) | Seen::Batch { .. } | Seen::Heartbeat(_));
+            let was_there = seen[..from].last().is_some_and(|(_, it)| stays(it))
+                && seen[from..to].iter().all(|(_, it)| stays(it));
+            let told = seen[..to].iter().any(|(_, it)| match it {
+                Seen::Batch { shown, .. } => shown.iter().any(|it| it.revision == event.revision),
+                _ => false,
+            });
+            if was_there && !told {
+                let text = format!("watcher {watcher} is said to have applied {event:?}: {call:?}");
+                findings.add(Promise::Applied, text);
             }
         }
     }
