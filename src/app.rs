@@ -18,7 +18,7 @@ use tower_layer::Layer as _;
 use crate::crypto::stream::StreamKey;
 use crate::crypto::{KeyFileError, OsEntropy, Sealer};
 use crate::domain::client::Lifetimes;
-use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::LogId;
 use crate::domain::key::{KeyRecord, RingPolicy};
@@ -36,7 +36,7 @@ use crate::grpc::watch::RevocationServer;
 use crate::http::public::{KeySetDocument, Metadata};
 use crate::http::{ops, public};
 use crate::keys::KeyRing;
-use crate::lifecycle::Readiness;
+use crate::lifecycle::{Latch, Readiness};
 use crate::listen::deadline::Deadline;
 use crate::listen::listener::{DrainSummary, ListenError, Listener};
 use crate::listen::panic::CatchPanic;
@@ -49,6 +49,7 @@ use crate::service::journal::Journal;
 use crate::service::key_admin::{KeeperError, KeyKeeper, KeyPublisher};
 use crate::service::{Parts, Service, Settings};
 use crate::store::codec::SCHEMA_VERSION;
+use crate::store::etcd::{EtcdEngine, EtcdSettings};
 use crate::store::ledger::Ledger;
 use crate::store::memory::MemoryEngine;
 use crate::store::sled::{SledEngine, SledSettings};
@@ -56,6 +57,7 @@ use crate::store::{OpenError, Store, StoreError};
 
 pub mod agent;
 pub mod bootstrap;
+pub mod etcd;
 pub mod journal;
 pub mod offline;
 mod own_token;
@@ -76,6 +78,8 @@ pub enum StoreOptions {
         /// How the engine behaves; its schema version is set here.
         settings: SledSettings,
     },
+    /// In etcd, shared with other servers; its schema version is set here.
+    Etcd(Box<EtcdSettings>),
 }
 
 /// A listener for gRPC or HTTP.
@@ -230,6 +234,7 @@ pub struct Bound {
     metrics: Arc<Metrics>,
     tracer: Option<SdkTracer>,
     store_failed: Option<watch::Receiver<Option<String>>>,
+    store_latch: Option<Latch>,
     request_timeout: Duration,
     sweep_interval: Duration,
     drain_delay: Duration,
@@ -258,11 +263,32 @@ impl KeyPublisher for PublishKeys {
     }
 }
 
+/// What `/readyz` says that a server without its store waits for.
+const STORE: &str = "store";
+
 type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
 
-fn open_store(
+/// How far a clock may be behind the store without a word: what verifiers allow.
+const CLOCK_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The clock of the machine, which stands still while it is behind the store.
+fn system_clock(floor: Timestamp) -> Arc<dyn Clock> {
+    let wall = SystemClock::default().now();
+    let behind = floor.since(wall);
+    if behind > CLOCK_LEEWAY {
+        tracing::warn!(
+            %wall, store = %floor, behind = ?behind,
+            "the clock is behind the newest time in the store, and time stands still until it has caught up"
+        );
+    }
+    Arc::new(SystemClock::starting_at(floor))
+}
+
+/// Opens the store; where there is none yet, it begins with `log_id`.
+async fn open_store(
     options: &StoreOptions,
     log_id: LogId,
+    entropy: &Arc<dyn Entropy>,
     metrics: &Metrics,
 ) -> Result<OpenStore, OpenError> {
     match options {
@@ -274,6 +300,16 @@ fn open_store(
                 ..settings.clone()
             };
             let engine = SledEngine::open(path, &settings, log_id)?;
+            let failed = engine.failed();
+            Ok((Arc::new(Ledger::new(engine)), Some(failed)))
+        }
+        StoreOptions::Etcd(settings) => {
+            let settings = EtcdSettings {
+                schema_version: SCHEMA_VERSION,
+                recorder: metrics.store_recorder(),
+                ..EtcdSettings::clone(settings)
+            };
+            let engine = EtcdEngine::open(settings, log_id, Arc::clone(entropy)).await?;
             let failed = engine.failed();
             Ok((Arc::new(Ledger::new(engine)), Some(failed)))
         }
@@ -304,9 +340,9 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         .map_err(BuildError::BackupKey)?;
     let metrics = deps.metrics;
     let log_id = LogId::from_bytes(entropy.bytes());
-    let (store, store_failed) = open_store(&options.store, log_id, &metrics)?;
-    let clock =
-        deps.clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.time_floor())));
+    let store_is_away = matches!(options.store, StoreOptions::Etcd(_));
+    let (store, store_failed) = open_store(&options.store, log_id, &entropy, &metrics).await?;
+    let clock = deps.clock.unwrap_or_else(|| system_clock(store.time_floor()));
     let keeper = KeyKeeper {
         store: Arc::clone(&store),
         sealer,
@@ -380,6 +416,8 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         let before_scrape = move || scrape::report(&service, &listeners, &metrics);
         (listener, ops::router(deps.registry, readiness.clone(), before_scrape))
     });
+    // Before the last of the others is released, or the server would be ready in between.
+    let store_latch = store_is_away.then(|| readiness.register(STORE));
     drop(serving);
     Ok(Bound {
         service,
@@ -397,6 +435,7 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         metrics,
         tracer: deps.tracer,
         store_failed,
+        store_latch,
         request_timeout: options.request_timeout,
         sweep_interval: options.sweep_interval,
         drain_delay: options.drain_delay,
@@ -477,8 +516,15 @@ impl Bound {
             Arc::clone(&self.metrics),
             self.sweep_interval,
         ));
+        background.spawn(tasks::count_sessions(Arc::clone(&service), Arc::clone(&self.metrics)));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
-        background.spawn(tasks::watch_contact(Arc::clone(&service), health.clone()));
+        let store_is_away = self.store_latch.is_some();
+        let contact = tasks::Contact {
+            health: health.clone(),
+            readiness: readiness.clone(),
+            awaited: self.store_latch,
+        };
+        background.spawn(contact.watch(Arc::clone(&service)));
 
         // HTTP first and last: probes and metrics answer while gRPC drains.
         let stop_http = CancellationToken::new();
@@ -493,7 +539,9 @@ impl Bound {
         let observe = Observe::new(self.metrics, self.process).tracing(self.tracer);
         let stack = observe.layer(stack);
         let grpc = tokio::spawn(self.grpc.serve(stack, stop_grpc.clone(), drain_timeout));
-        health.serving().await;
+        if !store_is_away {
+            health.serving().await;
+        }
 
         let mut store_failed = tokio::select! {
             () = shutdown.cancelled() => None,

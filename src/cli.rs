@@ -11,9 +11,11 @@ mod failure;
 pub mod files;
 mod follow;
 mod key;
+mod migrate;
 pub mod offline;
 mod output;
 mod password;
+mod place;
 mod restore;
 mod serve;
 mod session;
@@ -81,6 +83,8 @@ enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     VerifyStore(verify_store::VerifyStore),
+    Migrate(migrate::Migrate),
+    Adopt(migrate::Adopt),
     Demo(demo::Demo),
 }
 
@@ -98,7 +102,7 @@ fn command() -> clap::Command {
     let mut command = Cli::command();
     // Arguments of every command reach the single ones here.
     command.build();
-    for name in ["check-config", "demo", "restore", "serve", "verify-store"] {
+    for name in ["adopt", "check-config", "demo", "migrate", "restore", "serve", "verify-store"] {
         command =
             command.mut_subcommand(name, |command| {
                 command.mut_args(|argument| {
@@ -141,6 +145,8 @@ pub async fn run(
         Command::Backup(command) => command.run(global, &mut out).await,
         Command::Restore(command) => command.run(&store, &mut out).await,
         Command::VerifyStore(command) => command.run(&store, &mut out).await,
+        Command::Migrate(command) => command.run(&store, &mut out).await,
+        Command::Adopt(command) => command.run(&store, &mut out).await,
         Command::Demo(command) => command.run(&mut out).await,
     };
     match result {
@@ -188,6 +194,8 @@ mod tests {
             ("demo", false),
             ("restore", false),
             ("verify-store", false),
+            ("migrate", false),
+            ("adopt", false),
             ("login", true),
             ("backup", true),
         ] {

@@ -22,7 +22,7 @@ mod tests;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use check::check_files;
+pub use check::{check_access, check_files};
 pub use grants::CertificateGrant;
 pub use load::{Sources, environment, load};
 pub use reference::reference;

@@ -21,7 +21,7 @@
 //! client                         follows the stream of revocations
 //! verified                       tokens that were checked once, for both sides
 //!
-//! beside them: config, audit, metrics, lifecycle, telemetry; pb is generated from proto/
+//! beside them: config, audit, metrics, lifecycle, telemetry, trace; pb is generated from proto/
 //! ```
 //!
 //! The feature `server` is on by default. Without it there are the domain types, tokens, the wire
@@ -69,5 +69,7 @@ pub mod sidecar;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod trace;
 pub mod verified;
 pub mod verifier;

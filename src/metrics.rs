@@ -68,6 +68,7 @@ pub struct Metrics {
     store_low: Level64,
     store_queued: Level64,
     store: StoreRecorder,
+    sessions: Gauge<f64, AtomicU64>,
     sessions_opened: Count,
     rotations: Family<RotationLabels, Count>,
     reuses: Family<CauseLabels, Count>,
@@ -180,6 +181,12 @@ impl Metrics {
             sweeps: r.number("sweeps", "Sweeps of what is over, by result"),
             swept: r.number("swept_records", "Records that sweeps removed, by kind"),
             sweep_duration: r.made_in_seconds("sweep_duration", "Time of one sweep", latency()),
+            sessions: r.made(
+                "sessions",
+                "Sessions in the store, with those that are over and not swept yet, as counted in \
+                 the last 5 minutes; NaN before that",
+                Gauge::default(),
+            ),
             sessions_opened: r.number("sessions_opened", "Logins that opened a session"),
             rotations: r.number("refreshes", "Refresh tokens accepted, by how"),
             reuses: r.number("refresh_reuses", "Spent refresh tokens presented, by cause"),
@@ -229,6 +236,8 @@ impl Metrics {
     }
 
     fn start_at_zero(&self) {
+        // Nobody has counted, which is no store without sessions.
+        self.sessions.set(f64::NAN);
         for method in Method::ALL {
             drop(self.requests.get_or_create(&RpcLabels { method, code: Code::Ok }));
             drop(self.latency.get_or_create(&RpcLabels { method, code: Code::Ok }));
@@ -307,6 +316,11 @@ impl Metrics {
         self.store_disk.set(as_gauge(levels.disk_bytes));
         self.store_free.set(as_gauge(levels.free_bytes));
         self.store_low.set(i64::from(levels.low_space));
+    }
+
+    /// So many sessions are in the store.
+    pub fn sessions(&self, count: u64) {
+        self.sessions.set(as_float(count));
     }
 
     /// A login opened a session.

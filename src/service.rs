@@ -30,6 +30,7 @@ pub mod refresh;
 pub mod revoke;
 pub mod sessions;
 pub mod sweep;
+mod traced;
 
 use access::AccessTokens;
 use clients::{ClientError, ClientProof, Clients};

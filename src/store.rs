@@ -105,6 +105,16 @@ pub enum OpenError {
         /// What does not match.
         what: String,
     },
+    /// It goes on elsewhere.
+    #[error(
+        "{place} was moved to {to}, or is on its way there; use that one, or `avouch migrate --stay` to use this one, which knows nothing of what happened in the other"
+    )]
+    Moved {
+        /// The directory, or the members and the prefix.
+        place: String,
+        /// Where it is now.
+        to: String,
+    },
     /// The operating system refused.
     #[error("cannot open {path}: {source}")]
     Io {
@@ -493,6 +503,10 @@ pub trait Store: Send + Sync + 'static {
     /// Removes up to `limit` of each kind of record that is over. Allowed when space is low; holds
     /// the store only for that many.
     async fn sweep(&self, limit: usize, now: Timestamp) -> Result<Swept, StoreError>;
+
+    /// How many sessions are stored, about: those that live, and those that are over, revoked or below
+    /// an epoch until they are swept at their end. Takes as long as reading an index of all of them.
+    async fn count_sessions(&self) -> Result<u64, StoreError>;
 
     /// Begins to read the whole state as of one point, while others go on. Everything that was
     /// acknowledged before this was called is in it, and no change is half in it.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use avouch::domain::clock::{Clock as _, SystemClock, Timestamp};
 
+mod backups;
 mod bare;
 mod calls;
 mod child;
@@ -117,20 +118,21 @@ async fn bench(plan: &Plan) -> Result<(), Failure> {
     }
     server.stop().await?;
     if plan.sessions > 0 && plan.wants("sessions") {
-        sessions(dir.path(), plan.sessions, &mut report).await?;
+        sessions(dir.path(), plan, &mut report).await?;
     }
     println!("\n{report}");
     Ok(())
 }
 
 /// Fills a store and starts a server on it.
-async fn sessions(dir: &Path, count: usize, report: &mut Report) -> Result<(), Failure> {
+async fn sessions(dir: &Path, plan: &Plan, report: &mut Report) -> Result<(), Failure> {
+    let count = plan.sessions;
     let dir = dir.join("many");
     let begun = tokio::time::Instant::now();
     let path = dir.to_str().ok_or("a path that is no text")?;
     child::run_as("--fill", &[path, &count.to_string()]).await?;
     let filled = begun.elapsed();
-    let server = Server::start(&dir).await?;
+    let mut server = Server::start(&dir).await?;
     let resident = server.resident()?;
     let started = server.started_in;
     let beyond = resident.saturating_sub(server::CACHE_BYTES);
@@ -157,5 +159,6 @@ async fn sessions(dir: &Path, count: usize, report: &mut Report) -> Result<(), F
             seconds < 5.0,
         );
     }
+    backups::measure(&mut server, plan, report).await?;
     server.stop().await
 }

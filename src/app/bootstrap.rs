@@ -1,13 +1,14 @@
 //! The first credentials: made once, written to files that only the owner reads, before the store
-//! knows of them, so that a crash in between leaves nothing that nobody can open.
+//! knows of them, so that a crash in between leaves nothing that nobody can open. Or given in a file, the
+//! same one for every replica.
+
+mod first_admin;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::BuildError;
-use crate::cli::files::{
-    ADMIN_CLIENT, ClientCredentials, DEV_PASSWORD, DEV_USER, LOGIN_CLIENT, write_private,
-};
+use crate::cli::files::{ClientCredentials, DEV_PASSWORD, DEV_USER, LOGIN_CLIENT, write_private};
 use crate::crypto::OsEntropy;
 use crate::domain::caller::{Caller, Grant, Right};
 use crate::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
@@ -15,8 +16,13 @@ use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::scope::Names;
 use crate::service::Service;
+use crate::service::admin::AdminError;
 use crate::service::admin::users::NewUser;
 use crate::service::journal::Origin;
+
+/// The fewest characters of a secret that is given: 32 bytes in base64url. It is kept as a digest that
+/// guesses can be tried on, without a password's slow hash.
+const MIN_SECRET_LEN: usize = 43;
 
 /// The file with the key-encryption key, made by `--dev` alone.
 pub const ENCRYPTION_KEY: &str = "encryption.key";
@@ -43,15 +49,20 @@ pub fn dev_encryption_key(data: &Path) -> Result<PathBuf, BuildError> {
     Ok(path)
 }
 
-/// What the first start made.
+/// What is known of the first admin client.
 #[derive(Debug, Default)]
 pub struct Made {
-    /// The file with the admin client's credentials.
+    /// The file with its credentials, if this start made it.
     pub admin_client: Option<PathBuf>,
+    /// What it is called, which says where it was made, if its credentials are not in this directory.
+    pub elsewhere: Option<Box<str>>,
+    /// When it was made; none when there is none any more.
+    pub made: Option<Timestamp>,
 }
 
 /// Makes the admin client if there is no client at all, and with `dev` the client and the user to
-/// try things with. Their tokens live as long as the configuration says.
+/// try things with. Their tokens live as long as the configuration says. Of any number of servers that
+/// start on one store at once, one makes it; its name says on which `host`.
 ///
 /// # Errors
 /// When the store or a file cannot be written.
@@ -60,12 +71,15 @@ pub async fn first_credentials(
     data: &Path,
     dev: bool,
     lifetimes: Lifetimes,
+    host: Option<&str>,
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
-    let started = service.store().find_client(&admin).await?.is_some();
+    if let Some(client) = service.store().find_client(&admin).await? {
+        return first_admin::find(&client, data);
+    }
     let mut clients = service.store().clients(None, 2).await?;
     clients.retain(|client| client.id.as_str() != "login");
-    if started || !clients.is_empty() {
+    if !clients.is_empty() {
         return Ok(Made::default());
     }
     let audience = service.settings().own_audience.clone();
@@ -77,12 +91,51 @@ pub async fn first_credentials(
         make_client(service, client, &data.join(LOGIN_CLIENT)).await?;
         make_user(service, &data.join(DEV_PASSWORD)).await?;
     }
+    let name = match host {
+        Some(host) => format!("First admin client, made on {host}"),
+        None => "First admin client".to_owned(),
+    };
+    let client = registration("admin", &name, false, &[audience.to_string()], &Right::ALL)?;
+    first_admin::make(service, Client { lifetimes, ..client }, data).await
+}
+
+/// Registers the admin client whose credentials are in `file`, if there is no client at all. Any number of
+/// replicas may do so at once.
+///
+/// # Errors
+/// When the file holds no credentials, when its secret could be guessed, or when the store cannot be
+/// written.
+pub async fn given_credentials(
+    service: &Arc<Service>,
+    file: &Path,
+    lifetimes: Lifetimes,
+) -> Result<Made, BuildError> {
+    if !service.store().clients(None, 1).await?.is_empty() {
+        return Ok(Made::default());
+    }
+    let given =
+        ClientCredentials::read(file).map_err(|error| BuildError::Bootstrap(error.to_string()))?;
+    let secret = given.client_secret.filter(|secret| {
+        let text = secret.expose();
+        text.len() >= MIN_SECRET_LEN && text.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    let Some(secret) = secret else {
+        let file = file.display();
+        return Err(BuildError::Bootstrap(format!(
+            "{file}: client_secret must be {MIN_SECRET_LEN} visible characters or more: avs1_ and 32 random bytes in base64url"
+        )));
+    };
+    let audiences = [service.settings().own_audience.to_string()];
     let client =
-        registration("admin", "First admin client", false, &[audience.to_string()], &Right::ALL)?;
+        registration(&given.client_id, "First admin client", false, &audiences, &Right::ALL)?;
     let client = Client { lifetimes, ..client };
-    let path = data.join(ADMIN_CLIENT);
-    make_client(service, client, &path).await?;
-    Ok(Made { admin_client: Some(path) })
+    let origin = Origin::default();
+    match service.create_client_with(&Caller::system(), client, Some(&secret), &origin).await {
+        Ok(_) => Ok(Made { admin_client: Some(file.to_owned()), ..Made::default() }),
+        // By another replica, a moment ago, with the same file.
+        Err(AdminError::Taken) => Ok(Made::default()),
+        Err(error) => Err(failed("client", error)),
+    }
 }
 
 fn registration(

@@ -1,28 +1,34 @@
-//! What is done to files while no server runs: a backup becomes a data directory, and a directory or a
-//! backup is looked at.
+//! What is done to stores while no server runs: a backup becomes one, one is looked at or moved.
+
+mod transfer;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cli::offline::{Offline, OfflineError, Restore, Restored, Verified, Verify};
+use self::transfer::{Scratch, Target, captured, new_log, open_scratch, transfer};
+use crate::app::etcd;
+use crate::cli::offline::{
+    Migrate, Migrated, Offline, OfflineError, Place, Restore, Restored, Verified, Verify,
+};
 use crate::crypto::OsEntropy;
 use crate::crypto::stream::{StreamError, StreamKey, StreamOpener};
 use crate::domain::clock::{Clock as _, SystemClock};
-use crate::domain::entropy::Entropy;
-use crate::domain::ids::{Cursor, LogId};
+use crate::domain::ids::Cursor;
 use crate::domain::secret::SecretText;
-use crate::store::backup::{Change, Chunk, End, read_chunk};
+use crate::store::backup::{Capture, Change, Chunk, End, Point, RestoreError, read_chunk};
 use crate::store::check::check;
 use crate::store::codec::SCHEMA_VERSION;
-use crate::store::engine::Engine as _;
+use crate::store::engine::Engine;
+use crate::store::etcd::EtcdEngine;
+use crate::store::etcd::moving::EtcdRecords;
 use crate::store::ledger::Ledger;
-use crate::store::sled::restore::{Restore as Restoring, RestoreError, Tally};
+use crate::store::sled::restore::{Restore as Restoring, Tally};
 use crate::store::sled::{SledEngine, SledSettings};
 use crate::store::{OpenError, Store as _, StoreError};
 
-/// Does it with sled.
+/// Does it with the engines that there are.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Files;
 
@@ -52,9 +58,10 @@ fn open(error: OpenError) -> OfflineError {
             OfflineError::Damaged(text)
         }
         OpenError::Schema { .. } => OfflineError::Version(text),
-        OpenError::InUse { .. } | OpenError::Io { .. } | OpenError::Unreachable { .. } => {
-            OfflineError::Other(text)
-        }
+        OpenError::InUse { .. }
+        | OpenError::Io { .. }
+        | OpenError::Moved { .. }
+        | OpenError::Unreachable { .. } => OfflineError::Other(text),
     }
 }
 
@@ -137,42 +144,118 @@ fn settings() -> SledSettings {
     }
 }
 
+/// Makes a directory of a backup.
+async fn restore_directory(
+    (backup, key): (&Path, &SecretText),
+    directory: &Path,
+    revoke_everything: bool,
+    told: &mut dyn FnMut(u64),
+) -> Result<Restored, OfflineError> {
+    let reader = Reader::open(backup, key)?;
+    let mut restoring = Restoring::begin(directory, settings()).map_err(restore)?;
+    let apply = |changes: &[Change]| restoring.apply(changes).map_err(restore);
+    let end = reader.read(told, apply)?;
+    let mut restored = restoring.open(&end.point, new_log()).map_err(restore)?;
+    let engine = restored.take_engine();
+    let engine = engine.ok_or_else(|| OfflineError::Other("it did not open".to_owned()))?;
+    let ledger = Ledger::new(engine);
+    let findings = check(ledger.engine(), end.point.head).map_err(store)?;
+    if let Some(problem) = findings.problems.first() {
+        return Err(damaged(format!("the backup makes no sense: {problem}")));
+    }
+    if revoke_everything {
+        revoke_all(&ledger).await?;
+    }
+    let cursor = ledger.head();
+    ledger.close().await;
+    // While the directory is still locked.
+    restored.finish().map_err(restore)?;
+    Ok(Restored {
+        cursor,
+        saved: Cursor { log_id: end.point.log_id, revision: end.point.head },
+        saved_at: end.at,
+        records: findings.records,
+    })
+}
+
+async fn revoke_all<E: Engine>(ledger: &Ledger<E>) -> Result<(), OfflineError> {
+    let now = SystemClock::starting_at(ledger.time_floor()).now();
+    ledger.revoke_after_restore(now).await.map(drop).map_err(store)
+}
+
+async fn verify_directory(path: &Path) -> Result<Verified, OfflineError> {
+    is_there(path)?;
+    let engine = Arc::new(SledEngine::open(path, &settings(), new_log()).map_err(open)?);
+    let cursor = engine.head();
+    let findings = check(&*engine, cursor.revision).map_err(store)?;
+    engine.close().await;
+    Ok(Verified {
+        cursor,
+        at: None,
+        records: findings.records,
+        problems: findings.problems,
+        more_problems: findings.more_problems,
+    })
+}
+
+/// Takes a store from whoever uses it, and begins to read it.
+async fn take(
+    from: &Place,
+    to: &Place,
+) -> Result<(Box<dyn Capture>, Option<SledEngine>), OfflineError> {
+    match from {
+        Place::Directory(path) => {
+            is_there(path)?;
+            let engine = SledEngine::open_to_move(path, &settings(), new_log(), &to.to_string());
+            let engine = engine.map_err(open)?;
+            Ok((engine.capture().map_err(captured)?, Some(engine)))
+        }
+        Place::Etcd { url, access } => {
+            let records = EtcdRecords::take(etcd::settings(url, access)).await.map_err(open)?;
+            Ok((records.capture().map_err(captured)?, None))
+        }
+    }
+}
+
+/// Whether a directory holds a store: or else it would be created.
+fn is_there(path: &Path) -> Result<(), OfflineError> {
+    if path.join("avouch.hwm").try_exists().unwrap_or(false) {
+        return Ok(());
+    }
+    Err(OfflineError::Other(format!("{} holds no store of avouch", path.display())))
+}
+
 impl Offline for Files {
     async fn restore(
         &self,
         job: Restore,
         told: &mut dyn FnMut(u64),
     ) -> Result<Restored, OfflineError> {
-        let reader = Reader::open(&job.backup, &job.key)?;
-        let mut restoring = Restoring::begin(&job.directory, settings()).map_err(restore)?;
-        let apply = |changes: &[Change]| restoring.apply(changes).map_err(restore);
-        let end = reader.read(told, apply)?;
-        let entropy: &dyn Entropy = &OsEntropy;
-        let log_id = LogId::from_bytes(entropy.bytes());
-        let mut restored = restoring.open(&end.point, log_id).map_err(restore)?;
-        let engine = restored.take_engine();
-        let engine = engine.ok_or_else(|| OfflineError::Other("it did not open".to_owned()))?;
-        let ledger = Ledger::new(engine);
-        let findings = check(ledger.engine(), end.point.head).map_err(store)?;
-        if let Some(problem) = findings.problems.first() {
-            return Err(damaged(format!("the backup makes no sense: {problem}")));
-        }
-        if job.revoke_everything {
-            let now = SystemClock::starting_at(ledger.time_floor()).now();
-            ledger.revoke_after_restore(now).await.map_err(store)?;
-        }
-        let cursor = ledger.head();
-        ledger.close().await;
-        // While the directory is still locked.
-        restored.finish().map_err(restore)?;
-        let Cursor { log_id: was, revision } =
-            Cursor { log_id: end.point.log_id, revision: end.point.head };
-        Ok(Restored {
-            cursor,
-            saved: Cursor { log_id: was, revision },
-            saved_at: end.at,
-            records: findings.records,
-        })
+        let backup = (job.backup.as_path(), &job.key);
+        let revoke = job.revoke_everything;
+        let url = match &job.to {
+            Place::Directory(path) => return restore_directory(backup, path, revoke, told).await,
+            Place::Etcd { .. } => &job.to,
+        };
+        // Begun first, so that a prefix that is not empty is told before the backup is read.
+        let target = Target::begin(url).await?;
+        let made = async {
+            let scratch = Scratch::create(&job.scratch)?;
+            let restored = restore_directory(backup, &scratch.store(), revoke, told).await?;
+            let engine = open_scratch(&scratch.store())?;
+            let capture = engine.capture().map_err(captured)?;
+            Ok((scratch, restored, engine, capture))
+        };
+        let (_scratch, restored, engine, capture) = match made.await {
+            Ok(made) => made,
+            Err(error) => {
+                target.abandon().await;
+                return Err(error);
+            }
+        };
+        let (_, cursor, _) = transfer(capture, target, told).await?;
+        engine.close().await;
+        Ok(Restored { cursor, ..restored })
     }
 
     async fn verify(
@@ -181,27 +264,16 @@ impl Offline for Files {
         told: &mut dyn FnMut(u64),
     ) -> Result<Verified, OfflineError> {
         match job {
-            Verify::Directory(path) => {
-                // Or else it would be created.
-                if !path.join("avouch.hwm").try_exists().unwrap_or(false) {
-                    let text = format!("{} holds no store of avouch", path.display());
-                    return Err(OfflineError::Other(text));
-                }
-                let entropy: &dyn Entropy = &OsEntropy;
-                let engine =
-                    SledEngine::open(&path, &settings(), LogId::from_bytes(entropy.bytes()))
-                        .map_err(open)?;
-                let engine = Arc::new(engine);
-                let cursor = engine.head();
-                let findings = check(&*engine, cursor.revision).map_err(store)?;
-                engine.close().await;
-                Ok(Verified {
-                    cursor,
-                    at: None,
-                    records: findings.records,
-                    problems: findings.problems,
-                    more_problems: findings.more_problems,
-                })
+            Verify::Store { place: Place::Directory(path), .. } => verify_directory(&path).await,
+            Verify::Store { place: Place::Etcd { url, access }, scratch } => {
+                let records =
+                    EtcdRecords::look(etcd::settings(&url, &access)).await.map_err(open)?;
+                let scratch = Scratch::create(&scratch)?;
+                let target = Target::begin(&Place::Directory(scratch.store())).await?;
+                let capture = records.capture().map_err(captured)?;
+                let (Point { log_id, head, .. }, ..) = transfer(capture, target, told).await?;
+                let verified = verify_directory(&scratch.store()).await?;
+                Ok(Verified { cursor: Cursor { log_id, revision: head }, ..verified })
             }
             Verify::Backup { path, key } => {
                 let mut tally = Tally::default();
@@ -222,5 +294,51 @@ impl Offline for Files {
                 })
             }
         }
+    }
+
+    async fn migrate(
+        &self,
+        job: Migrate,
+        told: &mut dyn FnMut(u64),
+    ) -> Result<Migrated, OfflineError> {
+        let Migrate { from, to } = job;
+        // First, so that where there is something already the old store goes on as if nothing had been.
+        let target = Target::begin(&to).await?;
+        let (capture, engine) = match take(&from, &to).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                target.abandon().await;
+                return Err(error);
+            }
+        };
+        let (point, cursor, records) = transfer(capture, target, told).await?;
+        if let Some(engine) = engine {
+            engine.close().await;
+        }
+        let was = Cursor { log_id: point.log_id, revision: point.head };
+        Ok(Migrated { cursor, was, records })
+    }
+
+    async fn stay(&self, place: Place) -> Result<(), OfflineError> {
+        match place {
+            Place::Directory(path) => SledEngine::give_back(&path).map_err(open),
+            Place::Etcd { url, access } => {
+                EtcdRecords::give_back(etcd::settings(&url, &access)).await.map_err(open)
+            }
+        }
+    }
+
+    async fn adopt(&self, place: Place) -> Result<Cursor, OfflineError> {
+        let Place::Etcd { url, access } = place else {
+            return Err(OfflineError::Other("only what is in an etcd can be adopted".to_owned()));
+        };
+        let settings = etcd::settings(&url, &access);
+        let engine = EtcdEngine::adopt(settings, new_log(), Arc::new(OsEntropy)).await;
+        let ledger = Ledger::new(engine.map_err(open)?);
+        revoke_all(&ledger).await?;
+        ledger.engine().finish_adoption().await.map_err(store)?;
+        let cursor = ledger.head();
+        ledger.close().await;
+        Ok(cursor)
     }
 }

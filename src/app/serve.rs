@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::bootstrap::{self, Made};
+use super::etcd;
 use super::journal::Audited;
 use super::{BuildError, Deps, Ended, ListenOptions, Options, StoreOptions, build};
 use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError, Collector};
@@ -150,20 +151,10 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         None => Pepper::default(),
         Some(path) => pepper(&read_secret_file(path)?).map_err(setting("password.pepper_file"))?,
     };
-    if config.store.url.is_some() {
-        return Err(setting("store.url")("this version keeps its state in a directory only"));
-    }
     // Only --dev goes without: then it is the public listener, once its port is known.
     let issuer = config.issuer.url.clone().unwrap_or_default();
     Ok(Options {
-        store: StoreOptions::Sled {
-            path: config.data_dir(),
-            settings: SledSettings {
-                cache_bytes: config.store.cache_bytes.0,
-                min_free_bytes: config.store.min_free_bytes.0,
-                ..SledSettings::new(SCHEMA_VERSION)
-            },
-        },
+        store: store_options(config),
         encryption_key,
         backup_key: config.keys.backup_key_file.as_deref().map(read_secret_file).transpose()?,
         ring: RingPolicy {
@@ -206,6 +197,18 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
         drain_delay: config.server.drain_delay,
         drain_timeout: config.server.drain_timeout,
     })
+}
+
+fn store_options(config: &Config) -> StoreOptions {
+    if let Some(url) = &config.store.url {
+        return StoreOptions::Etcd(Box::new(etcd::settings(url, &config.etcd)));
+    }
+    let settings = SledSettings {
+        cache_bytes: config.store.cache_bytes.0,
+        min_free_bytes: config.store.min_free_bytes.0,
+        ..SledSettings::new(SCHEMA_VERSION)
+    };
+    StoreOptions::Sled { path: config.data_dir(), settings }
 }
 
 /// The keys in a pepper file: a line each, a version and a key, `1 NmZk…=`.
@@ -278,7 +281,19 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let bound = build(options(&config, encryption_key)?, deps).await?;
     let service = Arc::clone(&bound.service);
     let lifetimes = config.tokens.lifetimes();
-    let made = bootstrap::first_credentials(&service, &data, config.dev, lifetimes).await?;
+    // One server alone needs not say where it is.
+    let host = config.store.url.as_ref().map(|_| host_name());
+    let (dev, host) = (config.dev, host.as_deref());
+    let made = match &config.server.admin_client_file {
+        Some(path) => bootstrap::given_credentials(&service, path, lifetimes).await?,
+        None => bootstrap::first_credentials(&service, &data, dev, lifetimes, host).await?,
+    };
+    if let (Some(name), Some(at), Some(_)) = (&made.elsewhere, made.made, host) {
+        tracing::info!(
+            %name, %at,
+            "the credentials of the client `admin` are in admin-client.json in the server.files_dir of the replica that made it; whoever lost them needs another client with the right `admin`"
+        );
+    }
     let facts = Started {
         grpc: bound.grpc_address,
         public: bound.public_address,
@@ -350,6 +365,13 @@ async fn count_lost(audit: Arc<AuditLog>, metrics: Arc<Metrics>) {
         ticks.tick().await;
         metrics.audit(audit.dropped() + audit.failed(), audit.is_down());
     }
+}
+
+/// What this machine, or this pod, is called.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.trim().chars().filter(char::is_ascii_graphic).take(64).collect();
+    if name.is_empty() { "an unnamed host".to_owned() } else { name }
 }
 
 /// Creates the data directory for its owner alone.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::STORE;
 use crate::grpc::health::Health;
+use crate::lifecycle::{Latch, Readiness};
 use crate::metrics::{Metrics, Outcome, Swept};
 use crate::service::Service;
 
@@ -38,11 +40,30 @@ pub(super) async fn sweep(service: Arc<Service>, metrics: Arc<Metrics>, period: 
     }
 }
 
-/// Rotates keys when they are due, and follows what another replica did.
-pub(super) async fn roll_keys(service: Arc<Service>) {
-    let mut ticks = every(Duration::from_secs(5));
+/// How often the sessions are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(300);
+
+/// Counts the sessions: not at each scrape, as it reads an index of all of them.
+pub(super) async fn count_sessions(service: Arc<Service>, metrics: Arc<Metrics>) {
+    let mut ticks = every(COUNT_EVERY);
     loop {
         ticks.tick().await;
+        match service.store().count_sessions().await {
+            Ok(count) => metrics.sessions(count),
+            Err(error) => tracing::warn!(%error, "cannot count the sessions"),
+        }
+    }
+}
+
+/// Rotates keys when they are due, and follows what another replica did as soon as its event is here.
+pub(super) async fn roll_keys(service: Arc<Service>) {
+    let mut ticks = every(Duration::from_secs(5));
+    let mut changes = service.feed().key_changes();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Ok(()) = changes.changed() => {}
+        }
         if let Err(error) = service.roll_keys().await {
             tracing::error!(%error, "cannot roll the signing keys");
         }
@@ -52,13 +73,42 @@ pub(super) async fn roll_keys(service: Arc<Service>) {
 /// How old `as_of` may be before the stream of revocations is no longer worth following here.
 const FROZEN_AFTER: Duration = Duration::from_secs(2);
 
-/// Says NOT_SERVING for the stream while the store cannot prove contact, so that watchers go to
-/// another replica.
-pub(super) async fn watch_contact(service: Arc<Service>, health: Health) {
-    let mut ticks = every(Duration::from_millis(250));
-    loop {
-        ticks.tick().await;
-        let age = service.now().since(service.feed().as_of());
-        health.revocations(age <= FROZEN_AFTER).await;
+/// Who hears whether the store proves contact.
+pub(super) struct Contact {
+    pub(super) health: Health,
+    pub(super) readiness: Readiness,
+    /// That the store has not proved contact yet, where the store is on other machines: without it no
+    /// call is answered here, while another replica may have it.
+    pub(super) awaited: Option<Latch>,
+}
+
+impl Contact {
+    /// Says NOT_SERVING for the stream while the store cannot prove contact, so that watchers go to
+    /// another replica; and for everything, and not ready, where calls should go to another, too.
+    pub(super) async fn watch(self, service: Arc<Service>) {
+        let Self { health, readiness, mut awaited } = self;
+        let store_is_away = awaited.is_some();
+        let mut ticks = every(Duration::from_millis(250));
+        loop {
+            ticks.tick().await;
+            let age = service.now().since(service.feed().as_of());
+            let fresh = age <= FROZEN_AFTER;
+            if !store_is_away {
+                health.revocations(fresh).await;
+            } else if fresh == awaited.is_some() {
+                if fresh {
+                    health.serving().await;
+                    awaited = None;
+                } else {
+                    tracing::warn!(
+                        age_s = age.as_secs(),
+                        "the store does not answer; this replica serves nothing until it does"
+                    );
+                    awaited = Some(readiness.register(STORE));
+                    health.not_serving().await;
+                }
+                health.revocations(fresh).await;
+            }
+        }
     }
 }

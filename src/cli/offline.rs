@@ -1,12 +1,15 @@
 //! What is done without a server, as the command line asks for it. Who knows the store does it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
 use super::output;
+use crate::config::sections::Etcd;
+use crate::config::store_url::StoreUrl;
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::Cursor;
 use crate::domain::secret::SecretText;
@@ -47,13 +50,38 @@ impl OfflineError {
     }
 }
 
+/// Where a store is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In a directory.
+    Directory(PathBuf),
+    /// In an etcd.
+    Etcd {
+        /// Which, and where in it.
+        url: StoreUrl,
+        /// What it takes to get in.
+        access: Box<Etcd>,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Etcd { url, .. } => url.fmt(f),
+        }
+    }
+}
+
 /// A backup to restore.
 #[derive(Debug)]
 pub struct Restore {
     /// The file, or `-`.
     pub backup: PathBuf,
     /// Where to.
-    pub directory: PathBuf,
+    pub to: Place,
+    /// A directory with room for all of it, for what is checked before it goes to an etcd.
+    pub scratch: PathBuf,
     /// What its key file holds.
     pub key: SecretText,
     /// Whether to revoke everything that was issued before.
@@ -76,8 +104,13 @@ pub struct Restored {
 /// What to look at.
 #[derive(Debug)]
 pub enum Verify {
-    /// A data directory.
-    Directory(PathBuf),
+    /// A store that no server uses.
+    Store {
+        /// Where it is.
+        place: Place,
+        /// A directory with room for all of it, where what is in an etcd is looked at.
+        scratch: PathBuf,
+    },
     /// A backup.
     Backup {
         /// The file, or `-`.
@@ -102,6 +135,26 @@ pub struct Verified {
     pub more_problems: u64,
 }
 
+/// A store to move.
+#[derive(Debug)]
+pub struct Migrate {
+    /// Where it is.
+    pub from: Place,
+    /// Where nothing is yet.
+    pub to: Place,
+}
+
+/// What was moved.
+#[derive(Debug)]
+pub struct Migrated {
+    /// Where the new log stands.
+    pub cursor: Cursor,
+    /// Where the old one stood.
+    pub was: Cursor,
+    /// How many records there are.
+    pub records: u64,
+}
+
 /// Does it. `told` hears how many records were read so far.
 pub trait Offline {
     /// Restores a backup. When it fails, the directory is as it was.
@@ -117,6 +170,21 @@ pub trait Offline {
         job: Verify,
         told: &mut dyn FnMut(u64),
     ) -> impl Future<Output = Result<Verified, OfflineError>>;
+
+    /// Moves a store. From its beginning on no server opens it where it was. When it fails, no server
+    /// opens what is where it goes, and it can be done again.
+    fn migrate(
+        &self,
+        job: Migrate,
+        told: &mut dyn FnMut(u64),
+    ) -> impl Future<Output = Result<Migrated, OfflineError>>;
+
+    /// Lets servers open a store again that was to be moved, or was.
+    fn stay(&self, place: Place) -> impl Future<Output = Result<(), OfflineError>>;
+
+    /// Lets servers open an etcd that was restored or replaced, as it is: under another log, with
+    /// everything revoked that was issued. Says where the log stands.
+    fn adopt(&self, place: Place) -> impl Future<Output = Result<Cursor, OfflineError>>;
 }
 
 /// Tells on stderr how far something is, now and then.

@@ -14,7 +14,7 @@ use super::args::{Global, duration};
 use super::failure::Failure;
 use super::follow::{Update, follow};
 use super::output::Output;
-use super::table::printable;
+use super::table::{self, printable};
 use super::view;
 
 mod board;
@@ -60,7 +60,7 @@ impl Top {
             loop {
                 tokio::time::sleep(interval).await;
                 let now = self.look().await?;
-                out.record(&Board::between(&before, &now).json())?;
+                print(&Board::between(&before, &now), out)?;
                 if self.once {
                     return Ok(());
                 }
@@ -134,6 +134,18 @@ impl Top {
     }
 }
 
+/// Prints what one interval shows.
+fn print(board: &Board, out: &mut Output) -> Result<(), Failure> {
+    if out.is_json() {
+        return out.record(&board.json());
+    }
+    let warnings = board.warnings.iter().map(|what| format!("warning    {what}"));
+    let lines: Vec<String> = warnings.chain(board.lines()).collect();
+    out.text(&format!("{}\n\n", lines.join("\n")))?;
+    let rows: Vec<Vec<String>> = board.calls.iter().map(|call| call.row().to_vec()).collect();
+    out.text(&table::table(&board::HEADING, &rows))
+}
+
 /// Keys that were pressed, read by a thread of their own: reading blocks.
 fn keys() -> mpsc::UnboundedReceiver<Event> {
     let (pressed, keys) = mpsc::unbounded_channel();
@@ -185,12 +197,18 @@ fn take_in(state: &mut screen::State, news: News) {
             Update::Synced(revision, held) => {
                 state.stream = format!("synced at revision {revision}, {held} held");
             }
-            Update::Quiet(revision) => state.stream = format!("up to date at revision {revision}"),
+            Update::Quiet(revision) => state.stream = format!("at revision {revision}"),
             Update::Reset => state.stream = "the set starts anew".to_owned(),
             Update::Lost(why) => state.stream = format!("lost: {}", printable(&why)),
             Update::Revoked(revocations, arrived) => {
+                // RFC 3339; the day is known.
+                let arrived = arrived.to_string();
+                let time = arrived.get(11..23).unwrap_or(&arrived);
                 for event in &revocations {
-                    push(&mut state.revocations, &view::revocation(event), &arrived.to_string());
+                    push(&mut state.revocations, &view::revocation(event), time);
+                }
+                if let Some(last) = revocations.last() {
+                    state.stream = format!("at revision {}", last.revision);
                 }
             }
         },
@@ -199,11 +217,13 @@ fn take_in(state: &mut screen::State, news: News) {
 
 fn push(lines: &mut VecDeque<String>, value: &serde_json::Value, arrived: &str) {
     let text = |name: &str| value[name].as_str().map(printable);
-    let what = ["level", "reason", "token_id", "session_id", "subject", "client_id", "kid"]
+    let what = ["token_id", "session_id", "subject", "client_id", "kid"]
         .into_iter()
         .filter_map(text)
         .collect::<Vec<_>>();
-    lines.push_front(format!("{arrived}  {}", what.join("  ")));
+    let (level, reason) = (text("level").unwrap_or_default(), text("reason").unwrap_or_default());
+    // As wide as the longest word of each.
+    lines.push_front(format!("{arrived}  {level:10}  {reason:22}  {}", what.join("  ")));
     lines.truncate(KEPT);
 }
 
@@ -225,6 +245,7 @@ avouch_rpc_latency_seconds_bucket{le=\"+Inf\",method=\"Refresh\",code=\"OK\"} 20
 avouch_watchers 3
 avouch_watcher_lag_revisions 7
 avouch_store_queued 1
+avouch_sessions NaN
 ";
 
     fn board() -> Board {
@@ -241,11 +262,56 @@ avouch_store_queued 1
         assert_eq!((&call["per_second"], &call["not_ok_per_second"]), (&12.0.into(), &2.0.into()));
         // Within the bucket from 1 to 2 ms: half way, and 99 hundredths of it.
         assert_eq!((&call["p50_ms"], &call["p99_ms"]), (&1.5.into(), &1.99.into()));
-        assert_eq!(
-            (&json["watchers"]["open"], &json["watchers"]["lag"]),
-            (&3.0.into(), &7.0.into())
-        );
-        assert_eq!(json["store"]["queued"], 1.0);
+        assert_eq!((&json["watchers"]["open"], &json["watchers"]["lag"]), (&3.into(), &7.into()));
+        assert_eq!(json["store"]["queued"], 1);
+        // Not counted yet, which is not none.
+        assert_eq!(json["sessions"], serde_json::Value::Null);
+        assert_eq!(json["warnings"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn what_somebody_should_look_at_is_said_in_words() {
+        const WELL: &str = "avouch_feed_as_of_timestamp_seconds 7\n";
+        let warnings = |now: &str, seconds: u64| {
+            let (at, before) = (Instant::now(), Sample::parse(WELL));
+            let later = at + Duration::from_secs(seconds);
+            Board::between(&(before, at), &(Sample::parse(now), later)).warnings
+        };
+        for (now, part) in [
+            (WELL, "nothing fresh"),
+            ("avouch_store_low_space 1\n", "space is low"),
+            ("avouch_audit_down 1\n", "audit log is down"),
+            ("avouch_signing_keys{state=\"active\"} 0\n", "no key signs"),
+        ] {
+            let found = warnings(now, 2);
+            assert!(found.len() == 1 && found[0].contains(part), "{now}: {found:?}");
+        }
+        let well = "avouch_feed_as_of_timestamp_seconds 8\navouch_store_low_space 0\n\
+                    avouch_audit_down 0\navouch_signing_keys{state=\"active\"} 1\n";
+        assert!(warnings(well, 1).is_empty());
+        // Two looks one right after the other tell nothing of it.
+        assert!(warnings(WELL, 0).is_empty());
+    }
+
+    #[test]
+    fn a_small_terminal_shows_every_number_whole() {
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        let mut board = board();
+        let call = |board: Board| board.calls.into_iter().next().unwrap();
+        board.calls.extend((0..5).map(|_| call(self::board())));
+        // As long as they get on a busy server.
+        (board.revoked, board.live) = (12_345.6, 1_000_000.0);
+        (board.propagation_p50, board.propagation_p99) = (Some(123.45), Some(1234.56));
+        (board.commits, board.commit_p99, board.store_bytes) = (98_765.4, Some(4999.99), 5e11);
+        let lines = board.lines();
+        let state = screen::State { board: Some(board), ..screen::State::default() };
+        terminal.draw(|frame| screen::draw(frame, &state)).unwrap();
+        let text = terminal.backend().to_string();
+        for line in lines {
+            assert!(text.contains(&line), "{line} not in\n{text}");
+        }
+        assert_eq!(text.matches("Refresh").count(), 6, "{text}");
+        assert!(text.contains("revocations: --credentials"), "{text}");
     }
 
     #[test]
@@ -257,7 +323,7 @@ avouch_store_queued 1
         push(&mut state.revocations, &revoked, "12:00");
         terminal.draw(|frame| screen::draw(frame, &state)).unwrap();
         let text = terminal.backend().to_string();
-        for word in ["Refresh", "12.0", "1.99", "3 open", "lag 7", "12:00  session  s1"] {
+        for word in ["Refresh", "12.0", "1.99", "3 open", "7 revisions behind", "12:00  session "] {
             assert!(text.contains(word), "{word} not in\n{text}");
         }
         assert!(!text.contains('\u{1b}'));

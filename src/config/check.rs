@@ -3,9 +3,11 @@
 pub(super) mod store;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::sections::{ClientAuth, Throttle, Tokens};
+use super::sections::{ClientAuth, Etcd, Throttle, Tokens};
+use super::store_url::StoreUrl;
 use super::{Config, ConfigErrors, secret_file};
 use crate::domain::client::{LifetimeError, Lifetimes};
 use crate::domain::throttle::ThrottlePolicy;
@@ -43,6 +45,9 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
     numbers(config, errors);
     telemetry(config, errors);
     store::check(config, errors);
+    if config.dev && config.server.admin_client_file.is_some() {
+        errors.push("", "--dev makes its own credentials: leave out server.admin_client_file");
+    }
     audit(config, errors);
     if !config.dev && config.keys.encryption_key_file.is_none() {
         errors.push("", "keys.encryption_key_file is missing: name a file with 32 random bytes in base64, made by: head -c 32 /dev/urandom | base64");
@@ -63,33 +68,62 @@ pub(super) fn check(config: &Config, errors: &mut ConfigErrors) {
 /// Every file that is not as it must be.
 pub fn check_files(config: &Config) -> Result<(), ConfigErrors> {
     let mut errors = ConfigErrors::default();
-    for (key, path) in [
-        ("keys.encryption_key_file", &config.keys.encryption_key_file),
-        ("keys.backup_key_file", &config.keys.backup_key_file),
-        ("password.pepper_file", &config.password.pepper_file),
-        ("tls.key_file", &config.tls.key_file),
-        ("etcd.key_file", &config.etcd.key_file),
-        ("etcd.password_file", &config.etcd.password_file),
-    ] {
+    secret_files(
+        &[
+            ("server.admin_client_file", &config.server.admin_client_file),
+            ("keys.encryption_key_file", &config.keys.encryption_key_file),
+            ("keys.backup_key_file", &config.keys.backup_key_file),
+            ("password.pepper_file", &config.password.pepper_file),
+            ("tls.key_file", &config.tls.key_file),
+        ],
+        &mut errors,
+    );
+    files(
+        &[
+            ("tls.cert_file", &config.tls.cert_file),
+            ("tls.client_ca_file", &config.tls.client_ca_file),
+            ("audit.otlp_ca_file", &config.audit.otlp_ca_file),
+            ("password.blocklist_file", &config.password.blocklist_file),
+        ],
+        &mut errors,
+    );
+    etcd_files(&config.etcd, &mut errors);
+    if errors.0.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Looks at what it takes to get into an etcd, and at the files.
+///
+/// # Errors
+/// Everything that does not fit together, and every file that is not as it must be.
+pub fn check_access(url: &StoreUrl, etcd: &Etcd) -> Result<(), ConfigErrors> {
+    let mut errors = ConfigErrors::default();
+    store::access(url, etcd, &mut errors);
+    etcd_files(etcd, &mut errors);
+    if errors.0.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn etcd_files(etcd: &Etcd, errors: &mut ConfigErrors) {
+    let secret = [("etcd.key_file", &etcd.key_file), ("etcd.password_file", &etcd.password_file)];
+    secret_files(&secret, errors);
+    files(&[("etcd.ca_file", &etcd.ca_file), ("etcd.cert_file", &etcd.cert_file)], errors);
+}
+
+fn secret_files(named: &[(&str, &Option<PathBuf>)], errors: &mut ConfigErrors) {
+    for (key, path) in named {
         if let Some(Err(error)) = path.as_deref().map(secret_file::check) {
-            errors.push(key, error.to_string());
+            errors.push(*key, error.to_string());
         }
     }
-    for (key, path) in [
-        ("tls.cert_file", &config.tls.cert_file),
-        ("tls.client_ca_file", &config.tls.client_ca_file),
-        ("audit.otlp_ca_file", &config.audit.otlp_ca_file),
-        ("password.blocklist_file", &config.password.blocklist_file),
-        ("etcd.ca_file", &config.etcd.ca_file),
-        ("etcd.cert_file", &config.etcd.cert_file),
-    ] {
+}
+
+fn files(named: &[(&str, &Option<PathBuf>)], errors: &mut ConfigErrors) {
+    for (key, path) in named {
         if let Some(path) = path
             && let Err(error) = std::fs::File::open(path)
         {
-            errors.push(key, format!("{} cannot be read: {error}", path.display()));
+            errors.push(*key, format!("{} cannot be read: {error}", path.display()));
         }
     }
-    if errors.0.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 fn telemetry(config: &Config, errors: &mut ConfigErrors) {

@@ -43,6 +43,9 @@ section! {
         /// With store.url, a directory for what this replica writes to files: addresses.json, and
         /// admin-client.json if it is the one that makes the first admin client.
         files_dir: PathBuf = "avouch-data".into(),
+        /// A file with the credentials of the first admin client, JSON with client_id and client_secret, which
+        /// the first start registers. Without it that start makes a secret and writes admin-client.json.
+        admin_client_file: Option<PathBuf> = None,
     }
 }
 
@@ -232,7 +235,7 @@ section! {
         write_stall_timeout: Duration = secs(30),
         /// After this long, give or take a fifth, a connection is asked to go.
         max_connection_age: Duration = secs(600),
-        /// How long a connection that was asked to go may take to finish.
+        /// How long a connection that was asked to go may take to finish; a backup on it 6 hours.
         max_connection_age_grace: Duration = secs(30),
         /// Streams open at once on one HTTP/2 connection.
         max_concurrent_streams: u32 = 100,

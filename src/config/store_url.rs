@@ -78,7 +78,7 @@ impl StoreUrl {
         self.tls
     }
 
-    /// Where each member is, as `http://…` or `https://…`.
+    /// Where each member serves clients, as `http://…` or `https://…`.
     pub fn endpoints(&self) -> Vec<String> {
         let scheme = if self.tls { "https" } else { "http" };
         self.members.iter().map(|member| format!("{scheme}://{member}")).collect()
@@ -281,10 +281,7 @@ mod tests {
     fn a_url_says_which_members_over_what_and_under_which_keys() {
         let url = read("etcds://etcd-0.etcd:2379,10.0.0.1,[fd00::1]:12379/avouch/prod");
         assert!(url.tls() && !url.is_loopback());
-        assert_eq!(
-            url.endpoints(),
-            ["https://etcd-0.etcd:2379", "https://10.0.0.1:2379", "https://[fd00::1]:12379"]
-        );
+        assert_eq!(url.endpoints(), ["etcd-0.etcd:2379", "10.0.0.1:2379", "[fd00::1]:12379"]);
         assert_eq!(url.prefix(), "/avouch/prod/");
         let url = read("etcd://LocalHost");
         assert_eq!(url.endpoints(), ["http://localhost:2379"]);

@@ -276,6 +276,9 @@ fn the_state_is_in_a_directory_or_in_etcd() {
     let flags = vec![("--store".into(), "store.url".into(), url.1.into())];
     let dev = load(&Sources { dev: true, flags, ..Sources::default() }).unwrap_err().to_string();
     assert!(dev.contains("--dev keeps its state in a directory"), "{dev}");
+    let flags = vec![("--set".into(), "server.admin_client_file".into(), "admin.json".into())];
+    let dev = load(&Sources { dev: true, flags, ..Sources::default() }).unwrap_err().to_string();
+    assert!(dev.contains("--dev makes its own credentials"), "{dev}");
     let idle = texts(&[("store.path", "data"), ("server.files_dir", "files")]);
     assert!(idle.len() == 1 && idle[0].starts_with("server.files_dir has no effect"), "{idle:?}");
 }
@@ -334,11 +337,13 @@ fn the_files_of_etcd_are_looked_at_like_the_others() {
         ("AVOUCH_ETCD_KEY_FILE", &path("key.pem")),
         ("AVOUCH_ETCD_USERNAME", "avouch"),
         ("AVOUCH_ETCD_PASSWORD_FILE", &exposed),
+        ("AVOUCH_SERVER_ADMIN_CLIENT_FILE", &path("admin.json")),
     ];
     let config = load(&sources(dir.path(), "", &environment, &WITHOUT_STORE)).unwrap();
     assert!(config.summary().contains("state in etcds://etcd-0:2379/p;"), "{}", config.summary());
     let errors = check_files(&config).unwrap_err().to_string();
     for part in [
+        "server.admin_client_file: ",
         "etcd.ca_file: ",
         "etcd.cert_file: ",
         "etcd.key_file: ",

@@ -13,6 +13,7 @@ use crate::domain::client::{Client, Lifetimes};
 use crate::domain::event::Entry;
 use crate::domain::ids::Cursor;
 use crate::domain::user::User;
+use crate::listen::peer::PeerInfo;
 use crate::pb::v1 as pb;
 use crate::service::Service;
 use crate::service::journal::Origin;
@@ -158,8 +159,9 @@ rpcs! {
             &self,
             request: Request<pb::CreateBackupRequest>,
         ) -> Answer<Response<Self::CreateBackupStream>> {
+            let peer = request.extensions().get::<Arc<PeerInfo>>().cloned();
             let (call, pb::CreateBackupRequest {}) = self.call(request).await?;
-            let pieces = backup::create(&self.service, &call.caller, &call.origin);
+            let pieces = backup::create(&self.service, &call.caller, &call.origin, peer.as_ref());
             Ok(Response::new(pieces.await?))
         }
 

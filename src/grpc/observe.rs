@@ -17,6 +17,7 @@ use tower_service::Service;
 
 use super::trace::CallSpan;
 use crate::metrics::{Code, Method, Metrics};
+use crate::trace;
 
 /// The id of a request: in the log, in the audit log, and in the response header `x-request-id`.
 #[derive(Clone, Debug)]
@@ -87,6 +88,7 @@ where
         self.observe.metrics.rpc_began(method);
         let tracer = self.observe.tracer.as_ref();
         let span = tracer.map(|it| CallSpan::begin(it, request.headers(), method, &id));
+        let traced = tracer.zip(span.as_ref()).and_then(|(tracer, span)| span.call(tracer));
         let call = Call {
             metrics: Arc::clone(&self.observe.metrics),
             method,
@@ -96,7 +98,7 @@ where
             span,
             ended: false,
         };
-        ObservedFuture { inner: self.inner.call(request), call: Some(call) }
+        ObservedFuture { inner: self.inner.call(request), call: Some(call), traced }
     }
 }
 
@@ -152,6 +154,7 @@ pin_project! {
         #[pin]
         inner: F,
         call: Option<Call>,
+        traced: Option<trace::Call>,
     }
 }
 
@@ -163,7 +166,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Poll::Ready(Ok(mut response)) = this.inner.poll(cx) else { return Poll::Pending };
+        let polled = match this.traced {
+            Some(traced) => traced.run(|| this.inner.poll(cx)),
+            None => this.inner.poll(cx),
+        };
+        let Poll::Ready(Ok(mut response)) = polled else { return Poll::Pending };
         let mut call = this.call.take();
         if let Some(call) = &mut call {
             call.head = Some(call.started.elapsed());

@@ -307,6 +307,9 @@ impl From<BackupError> for Status {
                 "BACKUP_TOO_SLOW",
                 "the backup was read more slowly than the store was written to",
             ),
+            BackupError::Capture(error @ CaptureError::Compacted) => {
+                plain(Code::Aborted, "BACKUP_TOO_SLOW", &error.to_string())
+            }
             BackupError::Capture(CaptureError::Unsupported) => {
                 plain(Code::Unimplemented, "BACKUP_NOT_SUPPORTED", "this store cannot be backed up")
             }

@@ -9,6 +9,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 
 use crate::metrics::{Code, Method};
+use crate::trace::Call;
 
 /// What a caller says of its trace.
 struct Parent<'a>(&'a HeaderMap);
@@ -47,6 +48,11 @@ impl CallSpan {
             KeyValue::new("avouch.request_id", request_id.to_owned()),
         ]);
         Self(span.start_with_context(tracer, &parent))
+    }
+
+    /// What its parts are children of, if it is recorded.
+    pub(super) fn call(&self, tracer: &SdkTracer) -> Option<Call> {
+        Call::of(&self.0, tracer)
     }
 
     /// Ends it with `code`.

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -124,6 +124,7 @@ fn peer(arrival: &Arrival, certificate: Option<PeerCertificate>) -> Arc<PeerInfo
         certificate,
         going: arrival.draining.child_token(),
         close: CancellationToken::new(),
+        kept_open: AtomicUsize::new(0),
     })
 }
 
@@ -158,7 +159,8 @@ async fn serve<T, S, B>(
     // Asks the connection to go when it is old, and closes it when the grace is over. A drain has
     // its own deadline, which the listener keeps.
     let mut age_due = pin!(sleep_until(after(arrival.max_age)));
-    let mut asked_for_age = false;
+    let grace = settings.max_connection_age_grace;
+    let mut kept_open_until: Option<Instant> = None;
     let mut asked_to_go = false;
     let every = (settings.write_stall_timeout / 4).max(Duration::from_millis(10));
     let mut looks = interval(every);
@@ -192,13 +194,19 @@ async fn serve<T, S, B>(
                 }
             }
             () = age_due.as_mut() => {
-                if asked_for_age {
-                    tracing::debug!(peer = %peer.address, "connection outlived its grace");
-                    break;
+                if let Some(until) = kept_open_until {
+                    if !peer.is_kept_open() || Instant::now() >= until {
+                        tracing::debug!(peer = %peer.address, "connection outlived its grace");
+                        break;
+                    }
+                    // hyper ends the connection with its last answer; this is for those that stay.
+                    let next_look = after(grace.max(Duration::from_millis(100)));
+                    age_due.as_mut().reset(next_look.min(until));
+                    continue;
                 }
-                asked_for_age = true;
+                kept_open_until = Some(after(grace.saturating_add(settings.max_kept_open)));
                 stats.aged.add();
-                age_due.as_mut().reset(after(settings.max_connection_age_grace));
+                age_due.as_mut().reset(after(grace));
                 peer.going.cancel();
             }
             _ = looks.tick() => {

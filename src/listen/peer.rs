@@ -2,6 +2,8 @@
 //! `Arc<PeerInfo>` in its extensions.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
@@ -25,6 +27,32 @@ pub struct PeerInfo {
     pub going: CancellationToken,
     /// Cancel it to close the connection at once, with every call on it.
     pub close: CancellationToken,
+    /// How many answers keep the connection open past its age.
+    pub(super) kept_open: AtomicUsize,
+}
+
+impl PeerInfo {
+    /// Keeps the connection past its age and the grace, for `max_kept_open` at most, until what is
+    /// returned is dropped. For an answer that is of no use unless it is whole; the connection still
+    /// takes no more calls once it was asked to go, and a drain still ends it.
+    pub fn keep_open(self: &Arc<Self>) -> KeptOpen {
+        self.kept_open.fetch_add(1, Ordering::AcqRel);
+        KeptOpen(Arc::clone(self))
+    }
+
+    pub(super) fn is_kept_open(&self) -> bool {
+        self.kept_open.load(Ordering::Acquire) > 0
+    }
+}
+
+/// Keeps a connection open past its age while it exists.
+#[derive(Debug)]
+pub struct KeptOpen(Arc<PeerInfo>);
+
+impl Drop for KeptOpen {
+    fn drop(&mut self) {
+        self.0.kept_open.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A client certificate that chains to a CA we trust, parsed once per connection.

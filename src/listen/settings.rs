@@ -36,6 +36,8 @@ pub struct ListenSettings {
     pub max_connection_age: Duration,
     /// How long a connection that was asked to go may take to finish its requests.
     pub max_connection_age_grace: Duration,
+    /// How much longer than the grace an answer may take that must be whole to be of use: a backup.
+    pub max_kept_open: Duration,
     /// Streams open at once on one HTTP/2 connection.
     pub max_concurrent_streams: u32,
     /// Streams that one connection may make us reset by its errors before it gets a GOAWAY.
@@ -76,6 +78,7 @@ impl Default for ListenSettings {
             write_stall_timeout: Duration::from_secs(30),
             max_connection_age: Duration::from_secs(600),
             max_connection_age_grace: Duration::from_secs(30),
+            max_kept_open: Duration::from_secs(6 * 3_600),
             max_concurrent_streams: 100,
             max_local_error_reset_streams: 1024,
             max_pending_accept_reset_streams: 20,

@@ -70,12 +70,12 @@ impl AgentMetrics {
             revision: r
                 .number("applied_revision", "The revision up to which everything is passed on"),
             entries: r.number("entries", "Revocations held"),
-            bytes: r.bytes("view", "What they take"),
+            bytes: r.bytes("view", "Memory of the revocations held"),
             neighbours: r.number("neighbours", "Streams of neighbours open now"),
             behind: r.number("neighbours_behind", "Revisions that the last neighbour is behind"),
             cut: r.number("neighbours_cut", "Neighbours cut, as they took nothing"),
             ring_entries: r.number("ring_entries", "Events held for neighbours that resume"),
-            ring_bytes: r.bytes("ring", "What they take"),
+            ring_bytes: r.bytes("ring", "Memory of the events held for neighbours"),
             snapshots: r.number("snapshots", "Sets fetched whole"),
         }
     }

@@ -179,7 +179,7 @@ impl SidecarMetrics {
             revision: r
                 .number("applied_revision", "The revision up to which everything is in force"),
             entries: r.number("view_entries", "Revocations held"),
-            bytes: r.bytes("view", "What they take"),
+            bytes: r.bytes("view", "Memory of the revocations held"),
             partial: r.number("view_partial", "1 when some were left out"),
             asked: r.number("asked", "Questions to the server"),
             opened: r.number("opened", "Tokens accepted although what was known was too old"),

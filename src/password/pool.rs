@@ -26,6 +26,7 @@ use crate::password::params::HashParams;
 use crate::password::pepper::Pepper;
 use crate::password::phc::{OUTPUT_BYTES, PasswordHash, SALT_BYTES};
 use crate::precis::{self, PasswordError};
+use crate::trace;
 
 mod queue;
 mod worker;
@@ -251,7 +252,8 @@ impl Hasher {
         task: impl FnOnce(Reply<T>) -> Task,
     ) -> Result<T, HashError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.enqueue(Job { source, since: Instant::now(), task: task(reply) })?;
+        let span = trace::child("password queue");
+        self.shared.enqueue(Job { source, since: Instant::now(), span, task: task(reply) })?;
         answer.await.unwrap_or(Err(HashError::Stopped))
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::clients::{ClientError, ClientProof};
 use super::journal::{Failure, Happening, Origin};
+use super::traced::commit;
 use super::{Excess, RefreshGrant, Service, Tokens, granted};
 use crate::crypto::sha256;
 use crate::domain::claims::Claims;
@@ -21,6 +22,7 @@ use crate::domain::username::NameError;
 use crate::password::{HashError, PasswordHash, Verification};
 use crate::precis::{self, PasswordError};
 use crate::store::{NewSession, Opened, StoreError};
+use crate::trace;
 
 /// How the subject proves itself.
 #[derive(Debug)]
@@ -236,7 +238,7 @@ impl Service {
             max_per_subject: self.settings.max_sessions_per_subject,
             clear_attempts: Some((account, source.key)),
         };
-        let evicted = match self.store.open_session(new, now).await? {
+        let evicted = match commit("open_session", self.store.open_session(new, now)).await? {
             Opened::Open { evicted } => evicted,
             Opened::Stale => {
                 let happening = Happening::LoginFailed {
@@ -284,7 +286,8 @@ impl Service {
         // Counted before the password is looked at, so that parallel guesses count too; and for
         // names that do not exist, so that the throttle does not tell which do.
         if let ThrottleDecision::Wait(delay) =
-            self.store.begin_attempt(account, source.key, policy, now).await?
+            commit("begin_attempt", self.store.begin_attempt(account, source.key, policy, now))
+                .await?
         {
             self.throttled(client, source, "attempts", origin, now);
             return Err(AuthenticateError::Throttled(delay));
@@ -314,7 +317,7 @@ impl Service {
         let verification = match verification {
             Ok(verification) => verification,
             Err(error) => {
-                self.store.undo_attempt(account, source.key, now).await?;
+                commit("undo_attempt", self.store.undo_attempt(account, source.key, now)).await?;
                 if let HashError::Busy { .. } = error {
                     self.throttled(client, source, "hash_queue", origin, now);
                 }
@@ -360,7 +363,11 @@ impl Service {
         let Some(from) = user.password_hash.clone() else { return Ok(()) };
         match self.hasher.hash(u64::from_be_bytes(source.key), password).await {
             Ok(to) => {
-                self.store.rehash_password(user.subject.clone(), from, to.to_phc(), now).await?;
+                commit(
+                    "rehash_password",
+                    self.store.rehash_password(user.subject.clone(), from, to.to_phc(), now),
+                )
+                .await?;
                 Ok(())
             }
             Err(HashError::Busy { .. }) => Ok(()),
@@ -425,6 +432,7 @@ impl Service {
     }
 
     fn sign(&self, claims: Claims, refresh: Option<RefreshGrant>) -> Result<Tokens, &'static str> {
+        let _span = trace::child("sign");
         let access = self.keys.current().signing().encode(&claims).map_err(|error| {
             tracing::error!(%error, "an access token cannot be signed");
             "an access token cannot be signed"

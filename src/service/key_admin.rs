@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::admin::AdminError;
 use super::journal::{Happening, Origin};
+use super::traced::commit;
 use super::{RingInUse, Service, describe};
 use crate::crypto::Sealer;
 use crate::domain::caller::Caller;
@@ -83,7 +84,7 @@ impl KeyKeeper {
                     put_mac: vec![mac],
                     ..RingChange::default()
                 };
-                self.store.change_ring(stored.version, change, now).await?;
+                commit("change_ring", self.store.change_ring(stored.version, change, now)).await?;
                 continue;
             }
             let ring = Ring::open(&stored.keys, &stored.mac_keys, &self.sealer)?;
@@ -118,7 +119,8 @@ impl KeyKeeper {
             let put =
                 wanted.iter().filter(|record| !stored.keys.contains(record)).cloned().collect();
             let change = RingChange { put, remove, revoked: revoked.clone(), ..Default::default() };
-            match self.store.change_ring(stored.version, change, now).await? {
+            match commit("change_ring", self.store.change_ring(stored.version, change, now)).await?
+            {
                 RingChanged::Done(entry) => return Ok((wanted, Some(entry))),
                 RingChanged::Conflict => {}
             }
@@ -160,7 +162,8 @@ impl KeyKeeper {
                 put_mac.push(keys::generate_mac(id, now, &self.sealer, &*self.entropy)?);
             }
             let change = RingChange { put_mac, remove_mac: plan.remove, ..RingChange::default() };
-            match self.store.change_ring(stored.version, change, now).await? {
+            match commit("change_ring", self.store.change_ring(stored.version, change, now)).await?
+            {
                 RingChanged::Done(entry) => return Ok(Some(entry)),
                 RingChanged::Conflict => {}
             }

@@ -2,6 +2,7 @@
 
 use super::clients::{ClientError, ClientProof};
 use super::journal::{Failure, Happening, Origin};
+use super::traced::commit;
 use super::{Excess, Service, Tokens};
 use crate::domain::client::{Client, ReuseDetection};
 use crate::domain::clock::Timestamp;
@@ -100,7 +101,9 @@ impl Service {
             reuse_detection: self.reuse_detection(&known, &client).await?,
             mac_key: ring.active_mac(),
         };
-        let rotation = self.store.rotate(presented, rules, request.device.clone(), now).await?;
+        let rotation =
+            commit("rotate", self.store.rotate(presented, rules, request.device.clone(), now))
+                .await?;
         let (session, retry) = match rotation {
             Rotation::Rotated(session) => (session, false),
             Rotation::Retried(session) => (session, true),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::journal::{Happening, Origin};
+use super::traced::commit;
 use super::{Service, describe};
 use crate::domain::caller::{Caller, Identity, Resource, Right};
 use crate::domain::clock::Timestamp;
@@ -13,6 +14,7 @@ use crate::domain::secret::SecretText;
 use crate::domain::session::Session;
 use crate::feed::Acked;
 use crate::store::{Level, Revoked, StoreError};
+use crate::trace;
 
 /// What to take back.
 #[derive(Debug)]
@@ -124,7 +126,13 @@ impl Service {
             What::Everything => {
                 if caller.may(Right::Revoke, Resource::default()) {
                     let cause = stated.cause(caller, false);
-                    Ok(Revoked::Now(self.store.raise_epoch(Level::Everything, cause, now).await?))
+                    Ok(Revoked::Now(
+                        commit(
+                            "raise_epoch",
+                            self.store.raise_epoch(Level::Everything, cause, now),
+                        )
+                        .await?,
+                    ))
                 } else {
                     Err(RevokeError::Denied)
                 }
@@ -150,7 +158,12 @@ impl Service {
         }
         let waited = match request.wait {
             None => None,
-            Some(wait) => Some(self.feed.wait_for_acks(revision, wait).await),
+            Some(wait) => {
+                let mut span = trace::child("feed wait");
+                let acked = self.feed.wait_for_acks(revision, wait).await;
+                span.set("avouch.outcome", if acked.complete { "applied" } else { "not by all" });
+                Some(acked)
+            }
         };
         Ok(Outcome { cursor, entry, waited })
     }
@@ -196,7 +209,8 @@ impl Service {
             subject: claims.subject.clone(),
             audience: claims.audience.clone(),
         };
-        Ok(self.store.revoke_token(target, stated.cause(caller, own), now).await?)
+        Ok(commit("revoke_token", self.store.revoke_token(target, stated.cause(caller, own), now))
+            .await?)
     }
 
     async fn revoke_found_session(
@@ -215,7 +229,11 @@ impl Service {
         if !own && !caller.may(Right::Revoke, resource) {
             return Err(RevokeError::Denied);
         }
-        Ok(self.store.revoke_session(session.id, stated.cause(caller, own), now).await?)
+        Ok(commit(
+            "revoke_session",
+            self.store.revoke_session(session.id, stated.cause(caller, own), now),
+        )
+        .await?)
     }
 
     async fn revoke_subject(
@@ -239,7 +257,9 @@ impl Service {
         if !known {
             return Ok(Revoked::Unknown);
         }
-        Ok(Revoked::Now(self.store.raise_epoch(Level::Subject(id), cause, now).await?))
+        Ok(Revoked::Now(
+            commit("raise_epoch", self.store.raise_epoch(Level::Subject(id), cause, now)).await?,
+        ))
     }
 
     async fn revoke_client(
@@ -258,7 +278,9 @@ impl Service {
         if self.store.find_client(&id).await?.is_none() {
             return Ok(Revoked::Unknown);
         }
-        Ok(Revoked::Now(self.store.raise_epoch(Level::Client(id), cause, now).await?))
+        Ok(Revoked::Now(
+            commit("raise_epoch", self.store.raise_epoch(Level::Client(id), cause, now)).await?,
+        ))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Service;
 use super::journal::{Happening, Origin};
+use super::traced::commit;
 use crate::domain::caller::{Caller, Identity, Resource, Right};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Initiator, Reason};
@@ -153,7 +154,9 @@ impl Service {
         }
         let cause = Cause { reason: Reason::SessionSuperseded, initiator: Initiator::Policy };
         for id in beyond.into_iter().rev() {
-            if let Revoked::Now(entry) = self.store.revoke_session(id, cause, now).await? {
+            if let Revoked::Now(entry) =
+                commit("revoke_session", self.store.revoke_session(id, cause, now)).await?
+            {
                 self.journal.record(now, origin, Happening::Revoked { entry });
             }
         }

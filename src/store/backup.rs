@@ -57,12 +57,36 @@ pub enum CaptureError {
     /// More was written meanwhile than may wait for the reader.
     #[error("the backup was read more slowly than the store was written to")]
     TooSlow,
+    /// The engine keeps what was written since for as long as it is told to, and that was over.
+    #[error(
+        "etcd has compacted the moment of the backup before all of it was read: let it keep its history longer (--auto-compaction-retention), or read faster"
+    )]
+    Compacted,
     /// This engine cannot.
     #[error("this store cannot be backed up")]
     Unsupported,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// There is something where it goes.
+    #[error(
+        "{path} is not empty; restore into an empty directory, or under a prefix of etcd that has nothing"
+    )]
+    NotEmpty {
+        /// The directory, or the members and the prefix.
+        path: String,
+    },
+    /// What was given is not what the backup says it should come to.
+    #[error("the backup is damaged: {0}")]
+    Damaged(String),
+    /// What is there cannot be used.
+    #[error(transparent)]
+    Open(#[from] super::OpenError),
 }
 
 /// Reads the whole state as of one point while others write. It never makes them wait: what they

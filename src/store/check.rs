@@ -2,6 +2,7 @@
 //! finds it. Reads only, and knows no engine.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher as _};
 
 use super::codec::{self, key};
 use super::engine::{KeyRange, Order, Reads, TIME_KEY, Value};
@@ -9,6 +10,7 @@ use super::{Level, StoreError};
 use crate::domain::event::{Event, Revocation, Target};
 use crate::domain::ids::{ClientId, Revision, SessionId, SubjectId};
 use crate::domain::key::{KeyState, MacKeyId, MacKeyState};
+use crate::domain::session::Session;
 
 /// How many records are read at a time.
 const PAGE: usize = 1024;
@@ -148,8 +150,36 @@ fn accounts(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn epoch(reads: &dyn Reads, at: &[u8]) -> Result<u64, StoreError> {
+fn number(reads: &dyn Reads, at: &[u8]) -> Result<u64, StoreError> {
     reads.get(at)?.map_or(Ok(0), |bytes| codec::read_number(&bytes))
+}
+
+/// What each epoch is, by the key of its record. An unreadable one was told already.
+fn epochs(reads: &dyn Reads) -> Result<HashMap<Vec<u8>, u64>, StoreError> {
+    let mut epochs = HashMap::new();
+    each(reads, b"p", |at, value| {
+        if let Ok(number) = codec::read_number(value) {
+            epochs.insert(at.to_vec(), number);
+        }
+        Ok(())
+    })?;
+    Ok(epochs)
+}
+
+/// Keys, in whatever order they come: equal for equal keys, and hardly ever else.
+#[derive(Default, Eq, PartialEq)]
+struct Sum {
+    keys: u64,
+    hashes: u64,
+}
+
+impl Sum {
+    fn add(&mut self, key: &[u8]) {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(key);
+        self.keys += 1;
+        self.hashes = self.hashes.wrapping_add(hasher.finish());
+    }
 }
 
 fn sessions(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
@@ -158,8 +188,10 @@ fn sessions(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
         due.extend(tail::<16>(at));
         Ok(())
     })?;
-    let global = epoch(reads, &key::epoch(&Level::Everything))?;
-    let mut of_clients: HashMap<ClientId, u64> = HashMap::new();
+    let epochs = epochs(reads)?;
+    let epoch = |at: &[u8]| epochs.get(at).copied().unwrap_or_default();
+    let global = epoch(&key::epoch(&Level::Everything));
+    let mut wanted = Sum::default();
     let sessions = each(reads, b"s", |at, value| {
         let Some(bytes) = at.get(1..).and_then(|rest| <[u8; 16]>::try_from(rest).ok()) else {
             found.add("the key of a session is no session id");
@@ -169,21 +201,12 @@ fn sessions(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
         let Some(session) = found.read("a session", codec::read_session(id, value)) else {
             return Ok(());
         };
-        if reads.get(&key::session_of(&session))?.is_none() {
-            found.add(format!("the session {id} is not among those of its subject"));
-        }
+        wanted.add(&key::session_of(&session));
         if !due.contains(&bytes) {
             found.add(format!("the session {id} is never looked at again"));
         }
-        let client = match of_clients.get(&session.client) {
-            Some(known) => *known,
-            None => {
-                let epoch = epoch(reads, &key::client_epoch(&session.client))?;
-                of_clients.insert(session.client.clone(), epoch);
-                epoch
-            }
-        };
-        let subject = epoch(reads, &key::subject_epoch(&session.subject))?;
+        let client = epoch(&key::client_epoch(&session.client));
+        let subject = epoch(&key::subject_epoch(&session.subject));
         let held = session.epochs;
         if [(held.global, global), (held.client, client), (held.subject, subject)]
             .iter()
@@ -193,22 +216,47 @@ fn sessions(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
         }
         Ok(())
     })?;
-    let entries = each(reads, b"i", |at, _| {
+    let mut entries = Sum::default();
+    each(reads, b"i", |at, _| {
+        entries.add(at);
+        Ok(())
+    })?;
+    found.records.insert("sessions", sessions);
+    if entries != wanted {
+        // To look for each by itself takes several times as long, so only to say what is wrong.
+        astray(reads, found)?;
+        let entries = entries.keys;
+        found.add(format!(
+            "{sessions} sessions have {entries} entries among those of their subjects"
+        ));
+    }
+    Ok(())
+}
+
+/// Which sessions are not among those of their subjects, and which entries lead to none.
+fn astray(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
+    let session = |id: SessionId| -> Result<Option<Session>, StoreError> {
+        let bytes = reads.get(&key::session(id))?;
+        // What cannot be read was told already.
+        Ok(bytes.and_then(|bytes| codec::read_session(id, &bytes).ok()))
+    };
+    each(reads, b"s", |at, _| {
         let id = tail::<16>(at).map(SessionId::from_bytes);
-        let bytes = id.map(|id| reads.get(&key::session(id))).transpose()?.flatten();
-        let session =
-            id.zip(bytes).map(|(id, bytes)| codec::read_session(id, &bytes)).transpose()?;
+        if let Some(session) = id.map(session).transpose()?.flatten()
+            && reads.get(&key::session_of(&session))?.is_none()
+        {
+            found.add(format!("the session {} is not among those of its subject", session.id));
+        }
+        Ok(())
+    })?;
+    each(reads, b"i", |at, _| {
+        let id = tail::<16>(at).map(SessionId::from_bytes);
+        let session = id.map(session).transpose()?.flatten();
         if session.is_none_or(|session| key::session_of(&session) != at) {
             found.add("an entry of a subject's sessions leads to none");
         }
         Ok(())
     })?;
-    found.records.insert("sessions", sessions);
-    if entries != sessions {
-        found.add(format!(
-            "{sessions} sessions have {entries} entries among those of their subjects"
-        ));
-    }
     Ok(())
 }
 
@@ -269,7 +317,7 @@ fn behind(
     revision: u64,
     found: &mut Findings,
 ) -> Result<(), StoreError> {
-    if epoch(reads, &key::epoch(level))? < u64::from(raised) {
+    if number(reads, &key::epoch(level))? < u64::from(raised) {
         found.add(format!("event {revision} raised an epoch that is lower now"));
     }
     Ok(())
@@ -311,7 +359,7 @@ fn keys(reads: &dyn Reads, found: &mut Findings) -> Result<(), StoreError> {
         active_mac += u32::from(record.is_some_and(|key| key.state == MacKeyState::Active));
         Ok(())
     })?;
-    let ring = epoch(reads, codec::RING_KEY)?;
+    let ring = number(reads, codec::RING_KEY)?;
     let made = ring > 0 || signing > 0 || mac > 0;
     if made && (active != 1 || active_mac != 1 || ring == 0) {
         found.add(format!(

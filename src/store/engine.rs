@@ -327,6 +327,32 @@ pub trait Engine: Send + Sync + 'static {
         self.read(query).await
     }
 
+    /// How many records a range holds, about: others write while they are counted. By default it
+    /// reads them all, a page at a time; an engine that is far away should know better.
+    ///
+    /// # Errors
+    /// As for [`Engine::read`].
+    async fn count(&self, mut range: KeyRange) -> Result<u64, StoreError> {
+        const PAGE: usize = 4096;
+        let mut count = 0;
+        loop {
+            let page = |reads: &dyn Reads| {
+                let found = reads.scan_many(&range, Order::Ascending, PAGE, Rests::OnNothing)?;
+                let last = found.last().map(|(key, _)| key.clone());
+                Ok(Box::new((found.len(), last)) as Answer)
+            };
+            let answer = self.read(&page).await?.downcast::<(usize, Option<Vec<u8>>)>();
+            let (found, last) =
+                *answer.map_err(|_| StoreError::Internal("a count came to no number"))?;
+            count += found as u64;
+            let Some(mut next) = last.filter(|_| found == PAGE) else { return Ok(count) };
+            next.push(0);
+            range.start = next;
+            // Nobody waits for it, and others do for this thread.
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// How many records of a kind one decision may sweep.
     fn sweeps_at_once(&self) -> usize {
         usize::MAX

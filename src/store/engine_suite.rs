@@ -14,20 +14,52 @@ use super::engine::{
 };
 use crate::domain::ids::Revision;
 
+/// How much of it an engine is put to, and how exactly.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Whether the first event has the revision 1, and each one more than the one before. Otherwise
+    /// they only rise.
+    pub(super) counts: bool,
+    /// How many decide at once, each how often.
+    pub(super) deciders: (u64, u64),
+    /// How many random cases are tried.
+    pub(super) cases: u32,
+}
+
+impl Shape {
+    /// Of an engine in this process.
+    pub(super) const HERE: Self = Self { counts: true, deciders: (64, 200), cases: 48 };
+
+    /// What the revisions of a log are, in order.
+    fn check(self, revisions: &[Revision]) {
+        assert!(revisions.is_sorted_by(|one, next| one < next), "{revisions:?}");
+        if self.counts {
+            let expected: Vec<_> = (1..=revisions.len() as u64).map(Revision).collect();
+            assert_eq!(revisions, expected);
+        }
+    }
+}
+
 /// Runs every test of an engine. `make` gives an empty one.
-pub(super) fn suite(make: impl Fn() -> Arc<dyn Engine>) {
+pub(super) fn suite<E: Engine>(shape: Shape, make: impl AsyncFn() -> E) {
     let runtime = Runtime::new().unwrap();
+    let make = async || {
+        let engine: Arc<dyn Engine> = Arc::new(make().await);
+        engine
+    };
     runtime.block_on(async {
-        starts_empty(make()).await;
-        commits_whole_or_not_at_all(make()).await;
-        reads_what_was_written(make()).await;
-        refuses_what_it_must_not_keep(make()).await;
-        numbers_events_without_a_gap(make()).await;
-        tells_the_observer_first(make()).await;
-        decides_one_after_another(make()).await;
-        proves_contact_until_closed(make()).await;
+        starts_empty(make().await).await;
+        commits_whole_or_not_at_all(shape, make().await).await;
+        reads_what_was_written(make().await).await;
+        rests_on_what_it_says(make().await).await;
+        refuses_what_it_must_not_keep(make().await).await;
+        numbers_events_in_order(shape, make().await).await;
+        tells_the_observer_first(make().await).await;
+        decides_one_after_another(shape, make().await).await;
+        proves_contact_until_closed(make().await).await;
+        counts_a_range(make().await).await;
     });
-    scans_like_a_sorted_map(&runtime, &make);
+    scans_like_a_sorted_map(shape, &runtime, &make);
 }
 
 /// A decision that answers nothing.
@@ -95,7 +127,7 @@ async fn starts_empty(engine: Arc<dyn Engine>) {
     assert_eq!(commit, Commit { event: None, head: Revision(0) });
 }
 
-async fn commits_whole_or_not_at_all(engine: Arc<dyn Engine>) {
+async fn commits_whole_or_not_at_all(shape: Shape, engine: Arc<dyn Engine>) {
     let write_all = |end: fn(&mut Txn<'_>) -> Result<(), StoreError>| {
         decision(move |txn| {
             txn.put(b"a".to_vec(), b"1".to_vec());
@@ -118,10 +150,12 @@ async fn commits_whole_or_not_at_all(engine: Arc<dyn Engine>) {
     assert_eq!(engine.head().revision, Revision(0));
 
     let (_, commit) = engine.commit(write_all(|_| Ok(()))).await.unwrap();
-    assert_eq!(commit, Commit { event: Some(Revision(1)), head: Revision(1) });
+    let revision = commit.event.unwrap();
+    assert_eq!(commit.head, revision);
+    shape.check(&[revision]);
     let stored = scan(&*engine, &all(), Order::Ascending, 9).await.unwrap();
     let record = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
-    let event = (event_key(Revision(1)), b"event".to_vec());
+    let event = (event_key(revision), b"event".to_vec());
     assert_eq!(stored, [record(b"a", b"1"), record(b"b", b"2"), event]);
 }
 
@@ -155,28 +189,67 @@ async fn refuses_what_it_must_not_keep(engine: Arc<dyn Engine>) {
     assert_eq!(scan(&*engine, &all(), Order::Descending, 9).await.unwrap().len(), 1);
 }
 
-async fn numbers_events_without_a_gap(engine: Arc<dyn Engine>) {
+async fn numbers_events_in_order(shape: Shape, engine: Arc<dyn Engine>) {
+    let mut revisions = Vec::new();
     for n in 1..=20_u64 {
         engine.commit(put(b"no event", &n.to_be_bytes())).await.unwrap();
         let (answer, commit) = engine.commit(count(b"c")).await.unwrap();
         assert_eq!(answer.downcast_ref::<u64>(), Some(&n));
-        assert_eq!(commit, Commit { event: Some(Revision(n)), head: Revision(n) });
+        assert_eq!(commit.event, Some(commit.head));
+        revisions.push(commit.head);
     }
-    let event = |n: u64| LoggedEvent { revision: Revision(n), value: format!("c{n}").into() };
+    shape.check(&revisions);
+    let event =
+        |n: usize| LoggedEvent { revision: revisions[n - 1], value: format!("c{n}").into() };
     assert_eq!(engine.events_after(Revision(0), 99), Ok((1..=20).map(event).collect()));
-    assert_eq!(engine.events_after(Revision(7), 2), Ok(vec![event(8), event(9)]));
-    assert_eq!(engine.events_after(Revision(20), 9), Ok(vec![]));
+    assert_eq!(engine.events_after(revisions[6], 2), Ok(vec![event(8), event(9)]));
+    assert_eq!(engine.events_after(revisions[19], 9), Ok(vec![]));
     assert_eq!(engine.events_after(Revision(u64::MAX), 9), Ok(vec![]));
 
-    let expire = decision(|txn| {
-        for revision in 1..=18 {
-            txn.delete(event_key(Revision(revision)));
+    let old: Vec<_> = revisions[..18].to_vec();
+    let expire = decision(move |txn| {
+        for revision in &old {
+            txn.delete(event_key(*revision));
         }
         Ok(())
     });
     let (_, commit) = engine.commit_freeing(expire).await.unwrap();
-    assert_eq!(commit, Commit { event: None, head: Revision(20) });
+    assert_eq!(commit, Commit { event: None, head: revisions[19] });
     assert_eq!(engine.events_after(Revision(0), 9), Ok(vec![event(19), event(20)]));
+}
+
+/// Whatever a decision says that it rests on, it reads what was acknowledged before.
+async fn rests_on_what_it_says(engine: Arc<dyn Engine>) {
+    for key in [b"r/a", b"r/b", b"r/c"] {
+        engine.commit(put(key, b"old")).await.unwrap();
+    }
+    engine.commit(put(b"r/b", b"new")).await.unwrap();
+    for rests in [Rests::OnAll, Rests::OnAdditions, Rests::OnNothing] {
+        let look = decision(move |txn| {
+            let keys = [b"r/b".to_vec(), b"r/none".to_vec()];
+            assert_eq!(txn.get_committed(&keys, rests)?, [Some(b"new".to_vec()), None]);
+            let range = KeyRange::prefix(b"r/");
+            let found = txn.scan_committed(&range, Order::Descending, 2, rests)?;
+            assert_eq!(
+                found,
+                [(b"r/c".to_vec(), b"old".to_vec()), (b"r/b".to_vec(), b"new".to_vec())]
+            );
+            assert!(txn.peek(b"r/a")?.is_some());
+            txn.put(b"r/seen".to_vec(), b"1".to_vec());
+            assert_eq!(txn.peek(b"r/seen")?, Some(b"1".to_vec()));
+            Ok(())
+        });
+        engine.commit(look).await.unwrap();
+        engine
+            .commit(decision(|txn| {
+                txn.delete(b"r/seen".to_vec());
+                Ok(())
+            }))
+            .await
+            .unwrap();
+    }
+    let recalled = engine.recall(&|reads| Ok(Box::new(reads.get(b"r/b")?))).await.unwrap();
+    assert!(recalled.downcast_ref::<Option<Value>>().unwrap().is_some());
 }
 
 /// Keeps what it is told.
@@ -193,7 +266,7 @@ impl Observer for Ear {
 }
 
 async fn tells_the_observer_first(engine: Arc<dyn Engine>) {
-    engine.commit(count(b"before")).await.unwrap();
+    let (_, before) = engine.commit(count(b"before")).await.unwrap();
     let ear = Arc::new(Ear { heard: Mutex::default(), head: AtomicU64::new(0) });
     engine.observe(Arc::clone(&ear) as Arc<dyn Observer>);
     let tasks: Vec<_> = (0..16)
@@ -216,19 +289,18 @@ async fn tells_the_observer_first(engine: Arc<dyn Engine>) {
         task.await.unwrap();
     }
     let heard = std::mem::take(&mut *ear.heard.lock().unwrap());
-    assert_eq!(heard, engine.events_after(Revision(1), usize::MAX).unwrap());
+    assert_eq!(heard, engine.events_after(before.head, usize::MAX).unwrap());
     assert_eq!(heard.len(), 320);
 }
 
-async fn decides_one_after_another(engine: Arc<dyn Engine>) {
-    const TASKS: u64 = 64;
-    const EACH: u64 = 200;
-    let tasks: Vec<_> = (0..TASKS)
+async fn decides_one_after_another(shape: Shape, engine: Arc<dyn Engine>) {
+    let (all, each) = shape.deciders;
+    let tasks: Vec<_> = (0..all)
         .map(|task| {
             let engine = Arc::clone(&engine);
             tokio::spawn(async move {
                 let mut heads = Vec::new();
-                for n in 1..=EACH {
+                for n in 1..=each {
                     let both = move |txn: &mut Txn<'_>| {
                         let own = task.to_be_bytes();
                         let shared = number(txn.get(b"n/all")?.as_deref()) + 1;
@@ -268,14 +340,42 @@ async fn decides_one_after_another(engine: Arc<dyn Engine>) {
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(number(get(&*engine, b"n/all").await.unwrap().as_deref()), TASKS * EACH);
-    for task in 0..TASKS {
-        assert_eq!(number(get(&*engine, &task.to_be_bytes()).await.unwrap().as_deref()), EACH);
+    assert_eq!(number(get(&*engine, b"n/all").await.unwrap().as_deref()), all * each);
+    for task in 0..all {
+        assert_eq!(number(get(&*engine, &task.to_be_bytes()).await.unwrap().as_deref()), each);
     }
     let events = engine.events_after(Revision(0), usize::MAX).unwrap();
-    let revisions: Vec<_> = events.iter().map(|event| event.revision.0).collect();
-    assert_eq!(revisions, (1..=TASKS * EACH / 2).collect::<Vec<_>>());
+    let revisions: Vec<_> = events.iter().map(|event| event.revision).collect();
+    assert_eq!(revisions.len() as u64, all * each / 2);
+    shape.check(&revisions);
     assert!(events.is_sorted_by_key(|event| number(Some(&event.value))));
+}
+
+/// More than one page, of index entries, which an engine may keep many to a record.
+async fn counts_a_range(engine: Arc<dyn Engine>) {
+    let range = || KeyRange::prefix(b"x/");
+    assert_eq!(engine.count(range()).await.unwrap(), 0);
+    let some = |n: u32| {
+        decision(move |txn| {
+            for m in 0..100_u32 {
+                txn.put(format!("x/{:06}", n * 100 + m).into_bytes(), Vec::new());
+            }
+            Ok(())
+        })
+    };
+    for n in 0..50 {
+        engine.commit(some(n)).await.unwrap();
+    }
+    engine.commit(put(b"w", b"before")).await.unwrap();
+    engine.commit(put(b"y", b"behind")).await.unwrap();
+    assert_eq!(engine.count(range()).await.unwrap(), 5_000);
+    let gone = decision(|txn| {
+        txn.delete(b"x/000000".to_vec());
+        txn.delete(b"x/004999".to_vec());
+        Ok(())
+    });
+    engine.commit(gone).await.unwrap();
+    assert_eq!(engine.count(range()).await.unwrap(), 4_998);
 }
 
 async fn proves_contact_until_closed(engine: Arc<dyn Engine>) {
@@ -293,12 +393,16 @@ async fn proves_contact_until_closed(engine: Arc<dyn Engine>) {
     assert_eq!(get(&*engine, b"a").await, Ok(Some(b"1".to_vec())));
 }
 
-/// Puts and deletes at random, then scans at random, from outside and from within a group.
-fn scans_like_a_sorted_map(runtime: &Runtime, make: &impl Fn() -> Arc<dyn Engine>) {
+/// Puts and deletes at random, then scans at random, from outside and from within a decision.
+fn scans_like_a_sorted_map(
+    shape: Shape,
+    runtime: &Runtime,
+    make: &impl AsyncFn() -> Arc<dyn Engine>,
+) {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    let engine = make();
+    let engine = runtime.block_on(make());
     let model = Mutex::new(BTreeMap::<Vec<u8>, Vec<u8>>::new());
     // Of several kinds, some of them index entries, some long enough to fill a pack of them.
     let key = || {
@@ -311,8 +415,11 @@ fn scans_like_a_sorted_map(runtime: &Runtime, make: &impl Fn() -> Arc<dyn Engine
     };
     let write = (key(), any::<Option<u8>>());
     let scan = (key(), proptest::option::of(key()), any::<bool>(), 0..6_usize);
-    let mut runner =
-        TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: shape.cases,
+        failure_persistence: None,
+        ..Config::default()
+    });
     runner
         .run(&(vec(write, 0..24), vec(scan, 1..12)), |(writes, scans)| {
             let mut model = model.lock().unwrap();

@@ -154,7 +154,7 @@ impl<'a> Group<'a> {
     }
 }
 
-fn check_record(key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+pub(super) fn check_record(key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
     if is_engine_key(key) {
         return Err(StoreError::Internal("a decision wrote a key of the engine"));
     }

@@ -53,6 +53,9 @@ const RESTORE_STEPS: u32 = 1 << 20;
 /// How many sources are forgotten when the failures on an account are.
 const MAX_SOURCES_CLEARED: usize = 10_000;
 
+/// How often the ring is read until it is the same at the end as at the beginning.
+const MAX_READS_OF_THE_RING: usize = 16;
+
 type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
@@ -93,6 +96,29 @@ impl<E: Engine> Ledger<E> {
     ) -> Decided<(T, Commit)> {
         let (answer, commit) = self.engine.commit(decision(now, verb)).await?;
         Ok((unbox(answer)?, commit))
+    }
+}
+
+impl<E: Engine> Ledger<E> {
+    /// Sweeps up to `limit` records, `at_once` in one decision.
+    async fn sweep_kind(
+        &self,
+        limit: usize,
+        at_once: usize,
+        now: Timestamp,
+        verb: impl Fn(&mut Txn<'_>) -> Decided<u32> + Clone + Send + 'static,
+    ) -> Decided<u32> {
+        let reaches =
+            |count: u32, limit: usize| usize::try_from(count).is_ok_and(|count| count >= limit);
+        let mut swept = 0_u32;
+        loop {
+            let (answer, _) = self.engine.commit_freeing(decision(now, verb.clone())).await?;
+            let some: u32 = unbox(answer)?;
+            swept = swept.saturating_add(some);
+            if !reaches(some, at_once) || reaches(swept, limit) {
+                return Ok(swept);
+            }
+        }
     }
 }
 
@@ -373,7 +399,15 @@ impl<E: Engine> Store for Ledger<E> {
     }
 
     async fn ring(&self) -> Decided<StoredRing> {
-        self.ask(ring::stored).await
+        for _ in 0..MAX_READS_OF_THE_RING {
+            let stored = self.ask(ring::stored).await?;
+            // It is several records, and a query sees each at a moment of its own. Each change raises
+            // the version, so while that is the same they are of one ring.
+            if self.ask(ring::version).await? == stored.version {
+                return Ok(stored);
+            }
+        }
+        Err(StoreError::Unavailable("the key ring is being changed by others".to_owned()))
     }
 
     async fn change_ring(
@@ -446,21 +480,26 @@ impl<E: Engine> Store for Ledger<E> {
         self.engine.head()
     }
 
+    async fn count_sessions(&self) -> Decided<u64> {
+        // Each session has one entry that says when to look at it.
+        self.engine.count(KeyRange::prefix(key::SESSIONS_DUE)).await
+    }
+
+    /// A decision for each kind, and as many as it takes.
     async fn sweep(&self, limit: usize, now: Timestamp) -> Decided<Swept> {
         let at_once = limit.min(self.engine.sweeps_at_once());
-        let mut swept = Swept::default();
-        loop {
-            let some = decision(now, move |txn| sweep::some(txn, limit, at_once, now));
-            let (answer, _) = self.engine.commit_freeing(some).await?;
-            let some: Swept = unbox(answer)?;
-            swept.sessions += some.sessions;
-            swept.events += some.events;
-            swept.attempts += some.attempts;
-            swept.more = some.more;
-            if !some.more || sweep::any_reaches(&swept, limit) {
-                return Ok(swept);
-            }
-        }
+        let sessions =
+            self.sweep_kind(limit, at_once, now, move |txn| sweep::sessions(txn, at_once, now));
+        let sessions = sessions.await?;
+        let events = self
+            .sweep_kind(limit, at_once, now, move |txn| sweep::events(txn, limit, at_once, now));
+        let events = events.await?;
+        let attempts =
+            self.sweep_kind(limit, at_once, now, move |txn| sweep::attempts(txn, at_once, now));
+        let attempts = attempts.await?;
+        let full = |count: u32| usize::try_from(count).is_ok_and(|count| count >= limit);
+        let more = full(sessions) || full(events) || full(attempts);
+        Ok(Swept { sessions, events, attempts, more })
     }
 
     fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {

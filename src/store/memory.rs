@@ -159,10 +159,10 @@ impl Engine for MemoryEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::engine_suite::suite;
+    use crate::store::engine_suite::{Shape, suite};
 
     #[test]
     fn does_what_an_engine_must() {
-        suite(|| Arc::new(MemoryEngine::new(LogId::from_bytes([7; 16]))));
+        suite(Shape::HERE, async || MemoryEngine::new(LogId::from_bytes([7; 16])));
     }
 }

@@ -48,6 +48,8 @@ pub mod restore;
 mod sealer;
 mod space;
 
+pub(in crate::store) use self::record::fingerprint;
+
 #[cfg(test)]
 mod tests;
 
@@ -171,6 +173,28 @@ impl SledEngine {
         new_log_id: LogId,
     ) -> Result<Self, OpenError> {
         Self::start(path, settings, open::open(path, settings, new_log_id)?)
+    }
+
+    /// As [`SledEngine::open`], of what is to go `to` another place: from then on it opens in no other
+    /// way.
+    ///
+    /// # Errors
+    /// As for [`SledEngine::open`].
+    pub fn open_to_move(
+        path: &Path,
+        settings: &SledSettings,
+        new_log_id: LogId,
+        to: &str,
+    ) -> Result<Self, OpenError> {
+        Self::start(path, settings, open::open_to_move(path, settings, new_log_id, to)?)
+    }
+
+    /// Lets be opened what was to go to another place.
+    ///
+    /// # Errors
+    /// When it is in use, or the disk refuses.
+    pub fn give_back(path: &Path) -> Result<(), OpenError> {
+        open::give_back(path)
     }
 
     fn start(path: &Path, settings: &SledSettings, opened: Opened) -> Result<Self, OpenError> {

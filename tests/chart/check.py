@@ -49,11 +49,12 @@ FOREIGN = {
 LEFT_OUT = {"audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output", "password.blocklist_file"}
 # What the chart says itself, of what other values say, and no setting may change.
 OWN = {
-    "issuer.audience", "issuer.url", "keys.backup_key_file", "keys.encryption_key_file", "limits.max_connections",
-    "password.memory_kib", "password.pepper_file", "password.workers", "server.drain_delay",
-    "server.drain_timeout",
+    "etcd.ca_file", "etcd.cert_file", "etcd.key_file", "etcd.password_file",
+    "etcd.plaintext_behind_mesh", "etcd.username", "issuer.audience", "issuer.url", "keys.backup_key_file", "keys.encryption_key_file", "limits.max_connections",
+    "password.memory_kib", "password.pepper_file", "password.workers", "server.admin_client_file", "server.drain_delay",
+    "server.drain_timeout", "server.files_dir",
     "server.listen", "server.ops_listen", "server.plaintext_mesh", "server.public_listen",
-    "store.cache_bytes", "store.path", "tls.cert_file", "tls.client_auth", "tls.client_ca_file",
+    "store.cache_bytes", "store.path", "store.url", "tls.cert_file", "tls.client_auth", "tls.client_ca_file",
     "tls.key_file",
 }
 PROGRAM = None
@@ -120,6 +121,12 @@ def one(objects, kind, part=None):
     return found[0]
 
 
+def server(objects):
+    """What runs the servers."""
+    (found,) = [it for it in objects if it["kind"] in ("StatefulSet", "Deployment")]
+    return found
+
+
 def config(objects):
     """The configuration file among rendered objects."""
     (text,) = [it["data"]["avouch.toml"] for it in objects
@@ -173,12 +180,55 @@ def example(name):
     return objects
 
 
+ETCD = {"engine": "etcd", "etcd.endpoints": ["etcd:2379"], "etcd.caSecretName": "x",
+        "etcd.peers": [{"podSelector": {}}], "adminClient.secretName": "y"}
 BACKUP = {"backup.enabled": True, "backup.credentialsSecretName": "x"}
 # What was changed in the profile cert-manager, and what the refusal says.
 REFUSED = [
-    ({"engine": "etcd"}, "at '/engine'"),
+    ({"engine": "postgres"}, "at '/engine'"),
     ({"replicas": 2}, "replicas is 2, and engine sled keeps its data in one place: replicas must be 1"),
-    ({"replicas": 0}, "at '/replicas'"),
+    ({"replicas": -1}, "at '/replicas'"),
+    ({"autoscaling.enabled": True}, "autoscaling.enabled needs engine etcd"),
+    ({"etcd.endpoints": ["etcd:2379"]}, "etcd has no effect: set engine to etcd"),
+    ({"etcd.caSecretName": "x"}, "etcd has no effect: set engine to etcd"),
+    ({"etcd.certificateSecretName": "x"}, "etcd has no effect: set engine to etcd"),
+    ({"etcd.username": "x"}, "etcd has no effect: set engine to etcd"),
+    ({"etcd.passwordSecretName": "x"}, "etcd has no effect: set engine to etcd"),
+    ({"etcd.plaintextBehindMesh": True}, "etcd has no effect: set engine to etcd"),
+    ({"etcd.peers": [{"podSelector": {}}]}, "etcd has no effect: set engine to etcd"),
+    ({"settings.etcd.request_timeout": "1s"}, "settings.etcd has no effect: set engine to etcd"),
+    (ETCD | {"etcd.endpoints": []}, "engine etcd needs etcd.endpoints"),
+    (ETCD | {"etcd.endpoints": ["etcd:2379", "etcd:2379"]}, "at '/etcd/endpoints'"),
+    (ETCD | {"etcd.endpoints": ["https://etcd:2379"]}, "at '/etcd/endpoints/0'"),
+    (ETCD | {"etcd.endpoints": ["root:secret@etcd:2379"]}, "at '/etcd/endpoints/0'"),
+    (ETCD | {"etcd.prefix": "avouch"}, "at '/etcd/prefix'"),
+    (ETCD | {"etcd.prefix": "/avouch/"}, "at '/etcd/prefix'"),
+    (ETCD | {"etcd.caSecretName": ""}, "engine etcd needs etcd.caSecretName to know the members by"),
+    (ETCD | {"etcd.plaintextBehindMesh": True},
+     "etcd.caSecretName and etcd.certificateSecretName have no effect with etcd.plaintextBehindMesh"),
+    (ETCD | {"etcd.plaintextBehindMesh": True, "etcd.caSecretName": "", "etcd.certificateSecretName": "x"},
+     "etcd.caSecretName and etcd.certificateSecretName have no effect with etcd.plaintextBehindMesh"),
+    (ETCD | {"etcd.username": "avouch"}, "etcd.username and etcd.passwordSecretName go together"),
+    (ETCD | {"etcd.passwordSecretName": "x"}, "etcd.username and etcd.passwordSecretName go together"),
+    (ETCD | {"etcd.password": "x"}, "additional properties 'password' not allowed"),
+    (ETCD | {"etcd.peers": []}, "engine etcd needs etcd.peers"),
+    (ETCD | {"adminClient": None}, "engine etcd needs adminClient.secretName"),
+    (ETCD | {"autoscaling.enabled": True, "replicas": 3}, "replicas is 3 and autoscaling.enabled"),
+    (ETCD | {"autoscaling.enabled": True, "autoscaling.minReplicas": 10},
+     "autoscaling.minReplicas is 10, more than autoscaling.maxReplicas, 9"),
+    (ETCD | {"autoscaling.minReplicas": 1}, "at '/autoscaling/minReplicas'"),
+    (ETCD | {"podDisruptionBudget.maxUnavailable": 3},
+     "podDisruptionBudget.maxUnavailable is 3 and there may be 3 servers"),
+    (ETCD | {"replicas": 5, "podDisruptionBudget.maxUnavailable": 5},
+     "podDisruptionBudget.maxUnavailable is 5 and there may be 5 servers"),
+    (ETCD | {"autoscaling.enabled": True, "podDisruptionBudget.maxUnavailable": 3},
+     "podDisruptionBudget.maxUnavailable is 3 and there may be 3 servers"),
+    (ETCD | {"podDisruptionBudget.maxUnavailable": 0}, "at '/podDisruptionBudget/maxUnavailable'"),
+    (ETCD | {"spread.zones": "Never"}, "at '/spread/zones'"),
+    (ETCD | {"settings.etcd.username": "x"}, "additional properties 'username' not allowed"),
+    (ETCD | {"settings.server.files_dir": "/x"}, "'files_dir' not allowed"),
+    ({"settings.store.url": "etcd://x"}, "'url' not allowed"),
+    ({"adminClient.secretName": "A_B"}, "at '/adminClient/secretName'"),
     ({"image.tag": "latest"}, "image.tag is latest"),
     ({"image.digest": "sha256:12"}, "at '/image/digest'"),
     ({"issuer.url": None}, "issuer.url is missing"),
@@ -336,9 +386,9 @@ class Chart(unittest.TestCase):
             self.assertIn(part, str(caught.exception))
 
     def test_memory_is_refused_one_mebibyte_below_what_is_computed(self):
-        for name in ("cert-manager", "mesh"):
+        for name in ("cert-manager", "mesh", "etcd"):
             base = profile(name)
-            pod = one(render(base), "StatefulSet")["spec"]["template"]["spec"]
+            pod = server(render(base))["spec"]["template"]["spec"]
             memory = pod["containers"][0]["resources"]["limits"]["memory"]
             enough = int(memory.removesuffix("Mi"))
             render(changed(base, "resources.memory", f"{enough}Mi"))
@@ -392,6 +442,60 @@ class Chart(unittest.TestCase):
             spec = one(render(values), "StatefulSet")["spec"]
             kept = spec["persistentVolumeClaimRetentionPolicy"]
             self.assertEqual(kept, {"whenDeleted": policy, "whenScaled": "Retain"})
+
+    def test_many_servers_are_a_deployment_without_a_volume_of_its_own(self):
+        for name, least, budget in (("etcd", 3, 1), ("etcd-mesh", 5, 2)):
+            objects = render(profile(name))
+            made = one(objects, "Deployment", "server")
+            self.assertFalse([it for it in objects if it["kind"] == "StatefulSet"])
+            spec, pod = made["spec"], made["spec"]["template"]["spec"]
+            self.assertEqual(spec["strategy"], {"type": "RollingUpdate", "rollingUpdate":
+                                                {"maxUnavailable": 0, "maxSurge": 1}})
+            self.assertGreater(spec["progressDeadlineSeconds"], 600)
+            self.assertEqual(one(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"], budget)
+            scaled = [it["spec"] for it in objects if it["kind"] == "HorizontalPodAutoscaler"]
+            if name == "etcd":
+                # Two that say how many there are would undo each other's work.
+                self.assertNotIn("replicas", spec)
+                self.assertEqual([it["minReplicas"] for it in scaled], [least])
+            else:
+                self.assertEqual((spec["replicas"], scaled), (least, []))
+            spread = {it["topologyKey"]: it["whenUnsatisfiable"] for it in pod["topologySpreadConstraints"]}
+            zones = "DoNotSchedule" if name == "etcd-mesh" else "ScheduleAnyway"
+            self.assertEqual(spread, {"topology.kubernetes.io/zone": zones,
+                                      "kubernetes.io/hostname": "ScheduleAnyway"})
+            kinds = {it["name"]: set(it) - {"name"} for it in pod["volumes"]}
+            self.assertEqual(kinds["data"], {"emptyDir"})
+            self.assertFalse([it for it in kinds.values() if it == {"persistentVolumeClaim"}])
+        self.assertEqual(one(render(changed(profile("etcd"), "autoscaling", None)), "Deployment", "server")
+                         ["spec"]["replicas"], 3)
+        alone = render(changed(profile("etcd-mesh") | {"podDisruptionBudget": {}}, "replicas", 1))
+        self.assertFalse([it for it in alone if it["kind"] == "PodDisruptionBudget"])
+
+    def test_what_opens_etcd_is_in_files(self):
+        objects = render(profile("etcd"))
+        parsed = tomllib.loads(config(objects))
+        members = "etcd-0.etcd.storage.svc:2379,etcd-1.etcd.storage.svc:2379,etcd-2.etcd.storage.svc"
+        self.assertEqual(parsed["store"], {"url": f"etcds://{members}/avouch/prod"})
+        self.assertEqual(parsed["etcd"], {
+            "ca_file": "/etc/avouch/etcd-ca/ca.crt", "cert_file": "/etc/avouch/etcd-certificate/tls.crt",
+            "key_file": "/etc/avouch/etcd-certificate/tls.key", "username": "avouch",
+            "password_file": "/etc/avouch/etcd-password/password", "request_timeout": "1s"})
+        container = server(objects)["spec"]["template"]["spec"]["containers"][0]
+        self.assertEqual({it["name"] for it in container["env"]}, {"AVOUCH_SERVER", "AVOUCH_CA_FILE"})
+        plain = tomllib.loads(config(render(profile("etcd-mesh"))))
+        self.assertEqual(plain["store"]["url"],
+                         "etcd://etcd.storage.svc:12379,etcd-other.storage.svc:2379/avouch")
+        self.assertEqual(plain["etcd"], {"plaintext_behind_mesh": True})
+
+    def test_servers_reach_etcd_and_nobody_else(self):
+        for name, ports in (("etcd", [2379]), ("etcd-mesh", [12379, 2379])):
+            values = profile(name)
+            dns, etcd, *rest = one(render(values), "NetworkPolicy", "server")["spec"]["egress"]
+            self.assertEqual([it["port"] for it in dns["ports"]], [53, 53])
+            self.assertEqual([it["port"] for it in etcd["ports"]], ports)
+            self.assertEqual(etcd["to"], values["etcd"]["peers"])
+            self.assertEqual(rest, values["networkPolicy"].get("egress", []))
 
     def test_a_backup_has_a_caller_and_a_place(self):
         for name in ("full", "mesh"):
@@ -615,6 +719,19 @@ class Cluster(unittest.TestCase):
             self.assertTrue(said, path)
         objects = [it for it in render(profile("full")) if it["kind"] != "PersistentVolumeClaim"]
         self.assertTrue(rules.linted(one(objects, "CronJob"), objects), "a claim that is not there")
+        for name, kind, path, value in [
+            ("etcd", "PodDisruptionBudget", "spec.selector.matchLabels", {"app": "x"}),
+            ("etcd", "HorizontalPodAutoscaler", "spec.scaleTargetRef.name", "x"),
+            ("etcd", "Deployment", "spec.replicas", 3), ("etcd-mesh", "PodDisruptionBudget", "kind", "X"),
+            ("etcd-mesh", "PodDisruptionBudget", "spec.maxUnavailable", 5),
+            ("etcd", "Deployment", "spec.template.spec.topologySpreadConstraints", None),
+        ]:
+            objects = render(profile(name))
+            at = next(n for n, it in enumerate(objects) if it["kind"] == kind)
+            objects[at] = changed(objects[at], path, value)
+            said = rules.joined(objects)
+            said += rules.linted(objects[at], objects) if kind == "Deployment" else []
+            self.assertTrue(said, f"{kind} {path}")
         for kind, path, value in [
             ("Service", "spec.selector", {"app": "x"}), ("NetworkPolicy", "spec.policyTypes", ["Ingress"]),
             ("NetworkPolicy", "spec.ingress", [{"ports": []}]),
@@ -647,7 +764,7 @@ class Program(unittest.TestCase):
     def test_the_configuration_is_good(self):
         for name in PROFILES:
             objects = render(profile(name))
-            container = one(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+            container = server(objects)["spec"]["template"]["spec"]["containers"][0]
             path = self.scratch / "avouch.toml"
             path.write_text(config(objects))
             done = self.run_program("check-config", "--config", path, "--without-files",
@@ -656,38 +773,50 @@ class Program(unittest.TestCase):
             # Each file that it names is in a volume that is mounted.
             mounts = {it["mountPath"]: it["name"] for it in container["volumeMounts"]}
             for file in re.findall(r'"(/(?:etc|var)/[^"]+)"', config(objects)):
-                where = [it for it in mounts if file.startswith(f"{it}/")]
+                where = [it for it in mounts if f"{file}/".startswith(f"{it}/")]
                 self.assertEqual(len(where), 1, f"{name}: {file}")
-            volumes = one(objects, "StatefulSet")["spec"]["template"]["spec"]["volumes"]
+            volumes = server(objects)["spec"]["template"]["spec"]["volumes"]
             for volume in volumes:
                 for item in volume.get("secret", {}).get("items", []):
                     mount = next(key for key, it in mounts.items() if it == volume["name"])
                     self.assertIn(f'"{mount}/{item["path"]}"', config(objects), name)
 
-    def test_the_server_starts_as_rendered_and_answers_the_probes(self):
-        objects = render(profile("mesh"))
-        container = one(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    def start(self, objects):
+        """The server of these objects, with its files beneath `scratch`; it and its addresses."""
+        container = server(objects)["spec"]["template"]["spec"]["containers"][0]
         text = config(objects).replace("/etc/avouch", f"{self.scratch}/etc")
         text = text.replace("/var/lib/avouch", f"{self.scratch}/var")
         text = re.sub(r'"0\.0\.0\.0:77\d\d"', '"127.0.0.1:0"', text)
         for folder in ("etc/config", "etc/encryption", "var"):
             (self.scratch / folder).mkdir(parents=True)
         (self.scratch / "etc/config/avouch.toml").write_text(text)
-        key = self.scratch / "etc/encryption/encryption.key"
-        key.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
-        key.chmod(0o440 if os.getuid() == 0 else 0o400)
+        self.secret("etc/encryption/encryption.key", base64.b64encode(os.urandom(32)).decode() + "\n")
         args = [it.replace("/etc/avouch", f"{self.scratch}/etc") for it in container["args"]]
         with (self.scratch / "log").open("w") as log:
-            server = subprocess.Popen([PROGRAM, *args], stdout=log, stderr=log,
-                                      env=self.environment(container), cwd="/", umask=0o022)
-        self.addCleanup(server.wait)
-        self.addCleanup(server.kill)
+            process = subprocess.Popen([PROGRAM, *args], stdout=log, stderr=log,
+                                       env=self.environment(container), cwd="/", umask=0o022)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
         found = self.scratch / "var/data/addresses.json"
         deadline = time.monotonic() + 120
-        while not found.exists() and server.poll() is None and time.monotonic() < deadline:
+        while not found.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertTrue(found.exists(), (self.scratch / "log").read_text())
-        addresses = json.loads(found.read_text())
+        return process, json.loads(found.read_text())
+
+    def secret(self, name, text):
+        """A file as the kubelet makes it of a Secret."""
+        path = self.scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o440 if os.getuid() == 0 else 0o400)
+        return path
+
+    def test_the_server_starts_as_rendered_and_answers_the_probes(self):
+        objects = render(profile("mesh"))
+        container = server(objects)["spec"]["template"]["spec"]["containers"][0]
+        process, addresses = self.start(objects)
+        deadline = time.monotonic() + 120
         ports = {it["name"]: it["containerPort"] for it in container["ports"]}
         self.assertEqual(ports, {"grpc": 7700, "keys": 7701, "ops": 7702})
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -717,18 +846,33 @@ class Program(unittest.TestCase):
                 (self.scratch / "etc" / f"{made['client_id']}.json").write_text(done.stdout)
         self.back_up(one(objects, "CronJob"), addresses["grpc"])
         # Told to stop it says so, and serves on for the delay, which a second signal ends.
-        server.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         self.wait_for(f"http://{addresses['ops']}/readyz", deadline, status=503)
         self.wait_for(f"http://{addresses['public']}{path}", deadline)
-        server.send_signal(signal.SIGTERM)
-        self.assertEqual(server.wait(60), 0)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(60), 0)
+
+    def test_the_admin_client_of_a_secret_is_registered_at_the_first_start(self):
+        # As the README tells to make it.
+        (told,) = re.findall(r"^\(umask 077 && printf .*?\)$", (CHART / "README.md").read_text(), re.M | re.S)
+        subprocess.run(["bash", "-euc", told], check=True, cwd=self.scratch)
+        values = changed(profile("mesh"), "adminClient", {"secretName": "avouch-admin-client"})
+        objects, files = render(values), manifests(values)
+        self.secret("etc/admin-client/credentials.json", (self.scratch / "credentials.json").read_text())
+        _, addresses = self.start(objects)
+        (command,) = re.findall(r"exec avouch-0 -- \S+ ((?:\\\n|[^\n])+)", files["avouch/templates/NOTES.txt"])
+        command = command.replace("\\\n", " ").replace("/etc/avouch", f"{self.scratch}/etc")
+        environment = {"AVOUCH_SERVER": f"http://{addresses['grpc']}"}
+        done = self.run_program(*command.split(), "--json", env=environment)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(json.loads(done.stdout)["client_id"], "admin")
+        self.assertFalse((self.scratch / "var/data/admin-client.json").exists())
 
     def back_up(self, cron, address):
         """Runs the job as it is rendered, with the credentials that the README tells to make."""
         spec = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         (made,) = [it for it in rules.containers(spec) if it["name"] == "backup"]
-        credentials = self.scratch / "etc/backup.json"
-        credentials.chmod(0o440 if os.getuid() == 0 else 0o400)
+        credentials = self.secret("etc/credentials.json", (self.scratch / "etc/backup.json").read_text())
         shelf = self.scratch / "backup"
         shelf.mkdir()
         args = [f"--credentials={credentials}" if it.startswith("--credentials=")

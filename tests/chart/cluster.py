@@ -214,6 +214,10 @@ def apply_all(server):
                     assert status == 403 and "violates PodSecurity" in answer, (status, answer)
         for it in objects:
             server.must("DELETE", f"{path(it)}?propagationPolicy=Background")
+            if it["kind"] == "PersistentVolumeClaim":
+                # Nobody runs here who sees that no pod uses it.
+                server.must("PATCH", path(it), {"metadata": {"finalizers": None}},
+                            kind="application/merge-patch+json")
     print(f"server-side apply took {total} objects without a warning")
 
 
@@ -241,6 +245,25 @@ def releases(server):
             raise AssertionError("another size was taken: say so in the README")
         except helm_python.HelmError as error:
             assert "updates to statefulset spec" in str(error), error
+        helm.uninstall("avouch")
+        servers = "/apis/apps/v1/namespaces/identity/deployments/avouch"
+        scaled = check.profile("etcd")
+        helm.install(str(check.CHART), "avouch", scaled)
+
+        def replicas():
+            return json.loads(server.must("GET", servers))["spec"]["replicas"]
+
+        # What an autoscaler said stays, whatever is upgraded.
+        server.must("PATCH", f"{servers}/scale", {"spec": {"replicas": 7}},
+                    kind="application/merge-patch+json")
+        helm.upgrade(str(check.CHART), "avouch", check.changed(scaled, "password.workers", 3))
+        assert replicas() == 7, replicas()
+        fixed = check.changed(check.changed(scaled, "autoscaling.enabled", False), "replicas", 4)
+        helm.upgrade(str(check.CHART), "avouch", fixed)
+        assert replicas() == 4, replicas()
+        helm.upgrade(str(check.CHART), "avouch", check.profile("etcd-mesh"))
+        helm.rollback("avouch", version=3)
+        assert replicas() == 4, replicas()
         helm.uninstall("avouch")
     print("installed, upgraded, rolled back, uninstalled")
 

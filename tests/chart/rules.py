@@ -117,6 +117,12 @@ def linted(thing, everything):
             wanted = term["podAffinityTerm"]["labelSelector"]["matchLabels"]
             if not wanted.items() <= labels.items():
                 bad.append("no-anti-affinity: selects other pods")
+    constraints = spec.get("topologySpreadConstraints", [])
+    if thing["kind"] == "Deployment" and thing["metadata"].get("labels") and len(constraints) != 2:
+        bad.append("not spread over zones and nodes")
+    for term in constraints:
+        if not term["labelSelector"]["matchLabels"].items() <= labels.items():
+            bad.append("topologySpreadConstraints select other pods")
     whole = spec.get("securityContext", {})
     if "fsGroup" in whole and whole.get("fsGroupChangePolicy") != "OnRootMismatch":
         bad.append("each start would open the server's files to the group")
@@ -212,6 +218,31 @@ def joined(everything):
                 ports = {p["name"] for s in found for p in s["spec"]["ports"]}
                 if len(found) != 1 or not {e["port"] for e in it["spec"]["endpoints"]} <= ports:
                     bad.append(f"{name}: scrapes {len(found)} services")
+        if it["kind"] == "PodDisruptionBudget":
+            selected = [owner["spec"].get("replicas", 2) for where, meta, _, owner in pods
+                        if where == namespace
+                        and it["spec"]["selector"]["matchLabels"].items() <= meta.get("labels", {}).items()]
+            if len(selected) != 1:
+                bad.append(f"{name}: a budget for {len(selected)} kinds of pods")
+            elif it["spec"]["maxUnavailable"] >= selected[0]:
+                bad.append(f"{name}: a budget that lets all of them go")
+        if it["kind"] == "HorizontalPodAutoscaler":
+            target = it["spec"]["scaleTargetRef"]
+            scaled = [other for other in everything if other["metadata"].get("namespace") == namespace
+                      and (other["kind"], other["metadata"]["name"]) == (target["kind"], target["name"])]
+            if len(scaled) != 1:
+                bad.append(f"dangling-horizontalpodautoscaler {name}: it scales nothing")
+            for other in scaled:
+                if "replicas" in other["spec"]:
+                    bad.append(f"{name}: two say how many there are")
+        if it["kind"] == "Deployment" and it["spec"].get("replicas", 2) > 1 \
+                and it["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "server":
+            labels = it["spec"]["template"]["metadata"]["labels"]
+            budgets = [other for other in everything if other["kind"] == "PodDisruptionBudget"
+                       and other["metadata"]["namespace"] == namespace
+                       and other["spec"]["selector"]["matchLabels"].items() <= labels.items()]
+            if len(budgets) != 1:
+                bad.append(f"{name}: {len(budgets)} budgets")
         if it["kind"] == "ServiceAccount" and it.get("automountServiceAccountToken") is not False:
             bad.append(f"{name}: automounts a token")
         if it["kind"] == "NetworkPolicy":

@@ -21,8 +21,8 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::harness::{
-    NOW, OWN_AUDIENCE, PASSWORD, Server, assert_refused, bearer, client, options, password_login,
-    reason, sled, wrong_fields,
+    NOW, OWN_AUDIENCE, PASSWORD, Server, assert_refused, bearer, client, memory, options,
+    password_login, reason, sled, wrong_fields,
 };
 
 async fn try_login(
@@ -326,8 +326,7 @@ async fn guesses_are_slowed_by_account_and_source_whether_or_not_the_name_exists
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn parallel_guesses_are_counted_before_they_are_looked_at() {
-    let server =
-        Server::with(throttled(StoreOptions::Memory), Arc::new(ManualClock::new(NOW))).await;
+    let server = Server::with(throttled(memory()), Arc::new(ManualClock::new(NOW))).await;
     let app = server.first_party("app").await;
     server.add_user("ada").await;
     let guesses: Vec<_> = (0..64)
@@ -348,8 +347,7 @@ async fn parallel_guesses_are_counted_before_they_are_looked_at() {
 
 #[tokio::test]
 async fn a_new_password_that_the_rules_refuse_is_no_failed_guess() {
-    let server =
-        Server::with(throttled(StoreOptions::Memory), Arc::new(ManualClock::new(NOW))).await;
+    let server = Server::with(throttled(memory()), Arc::new(ManualClock::new(NOW))).await;
     let app = server.first_party("app").await;
     server.add_user("ada").await;
     for _ in 0..10 {
@@ -369,7 +367,7 @@ async fn a_new_password_that_the_rules_refuse_is_no_failed_guess() {
 /// A server where ada may have three sessions, her client, and one with every right.
 async fn server_for_three_sessions() -> (Server, pb::ClientAuthentication, pb::ClientAuthentication)
 {
-    let mut options = options(StoreOptions::Memory);
+    let mut options = options(memory());
     options.service.max_sessions_per_subject = 3;
     let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
     let app = server.first_party("app").await;

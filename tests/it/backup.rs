@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use avouch::app::offline::Files;
-use avouch::cli::offline::{Offline as _, OfflineError, Restore, Restored, Verified, Verify};
+use avouch::cli::offline::{
+    Offline as _, OfflineError, Place, Restore, Restored, Verified, Verify,
+};
 use avouch::client::watch::{Watch, WatchEvent, WatchSettings};
 use avouch::crypto::stream::{StreamKey, StreamOpener, StreamSealer};
 use avouch::domain::clock::ManualClock;
@@ -21,6 +23,7 @@ use avouch::domain::scope::Names;
 use avouch::domain::secret::{SecretBytes, SecretText};
 use avouch::domain::session::{Device, Session};
 use avouch::pb::v1 as pb;
+use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::revoke_request::Target;
 use avouch::service::journal::Happening;
 use avouch::store::backup::{Chunk, ChunkWriter, End, read_chunk, write_end};
@@ -32,9 +35,12 @@ use avouch::store::{Level, NewSession, Store as _};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use super::harness::{NOW, Server, bearer, options, reason, rounds, sled};
 use super::process::{self, PATIENCE, Process};
+
+mod killed;
 
 const KEY: &str = super::harness::ENCRYPTION_KEY;
 
@@ -69,7 +75,8 @@ async fn restore_with(
 ) -> Result<Restored, OfflineError> {
     let job = Restore {
         backup: backup.to_owned(),
-        directory: directory.to_owned(),
+        to: Place::Directory(directory.to_owned()),
+        scratch: std::env::temp_dir(),
         key: SecretText::new(key.to_owned()),
         revoke_everything,
     };
@@ -86,7 +93,15 @@ async fn verify(backup: &Path) -> Result<Verified, OfflineError> {
 }
 
 async fn verify_directory(path: &Path) -> Result<Verified, OfflineError> {
-    Files.verify(Verify::Directory(path.to_owned()), &mut |_| {}).await
+    Files
+        .verify(
+            Verify::Store {
+                place: Place::Directory(path.to_owned()),
+                scratch: std::env::temp_dir(),
+            },
+            &mut |_| {},
+        )
+        .await
 }
 
 fn revoke_session(id: &str) -> Target {
@@ -121,7 +136,7 @@ impl Cast {
 }
 
 fn follow(address: SocketAddr, token: &str) -> Watch {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let value: tonic::metadata::MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
     let settings = WatchSettings {
         heartbeat: Duration::from_millis(100),
@@ -289,6 +304,22 @@ async fn a_backup_with_any_byte_changed_or_missing_is_refused_and_leaves_nothing
             assert!(untouched(&new), "byte {at}");
         }
     }
+    // Cut off at any byte, and said so. What lacks its first eight may be anything.
+    let cut_off = |error: OfflineError, end: usize| {
+        let expected = if end < 8 { "it is no backup of avouch" } else { "it is cut off after" };
+        assert!(matches!(error, OfflineError::Damaged(_)), "byte {end}: {error:?}");
+        assert!(error.to_string().contains(expected), "byte {end}: {error}");
+    };
+    let shorter = std::fs::OpenOptions::new().write(true).open(&bad).unwrap();
+    std::fs::write(&bad, &whole).unwrap();
+    for end in (0..whole.len()).rev() {
+        shorter.set_len(end as u64).unwrap();
+        cut_off(verify(&bad).await.expect_err("cut off"), end);
+        if end % 500 == 0 {
+            cut_off(restore(&bad, &new).await.expect_err("cut off"), end);
+            assert!(untouched(&new), "byte {end}");
+        }
+    }
     let mut cut = 0;
     for (n, chunk) in chunks.iter().enumerate() {
         for end in [cut, cut + 1, cut + chunk.len() / 2, cut + chunk.len() - 1] {
@@ -427,6 +458,45 @@ async fn only_administrators_make_backups_and_one_at_a_time() {
     let admin = memory.powerful("admin").await;
     let token = memory.own_token(&admin).await;
     assert_eq!(stream(&memory, &token).await.expect_err("none").code(), Code::Unimplemented);
+}
+
+/// Whoever reads slowly gets the whole backup, however young the server wants its connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_outlives_the_age_of_its_connection() {
+    const AGE: Duration = Duration::from_millis(200);
+    let dir = tempfile::tempdir().unwrap();
+    let (old, file) = (dir.path().join("old"), dir.path().join("b"));
+    fill(&old, 20_000).await;
+    let mut options = options(sled(&old));
+    options.grpc.settings.max_connection_age = AGE;
+    options.grpc.settings.max_connection_age_grace = AGE;
+    let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
+    let admin = server.powerful("admin").await;
+    let token = server.own_token(&admin).await;
+    // Little is on its way at a time, so that most of the backup has to wait for the reader.
+    let channel = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
+    let channel = channel.initial_stream_window_size(64 << 10).connect().await.unwrap();
+    let mut api = AdminServiceClient::new(channel);
+    let began = Instant::now();
+    let request = bearer(pb::CreateBackupRequest {}, &token);
+    let mut pieces = api.create_backup(request).await.unwrap().into_inner();
+    let (mut whole, mut point, mut slow) = (Vec::new(), None, 0);
+    while let Some(piece) = pieces.message().await.expect("it is not cut off") {
+        whole.extend(piece.chunk);
+        point = piece.point;
+        // Older than any connection may become, the jitter included.
+        if began.elapsed() < 5 * AGE {
+            tokio::time::sleep(AGE / 4).await;
+            slow = whole.len();
+        }
+    }
+    assert!(point.is_some() && slow < whole.len() / 2, "{slow} of {}", whole.len());
+    std::fs::write(&file, &whole).unwrap();
+    verify(&file).await.expect("it is whole");
+    // What kept it open is over: the connection goes, and its next call comes over another.
+    let request = bearer(pb::CreateBackupRequest {}, &token);
+    api.create_backup(request).await.expect("another connection");
+    server.stop().await;
 }
 
 fn session(number: usize, entropy: &dyn Entropy) -> Session {
@@ -682,10 +752,21 @@ fn what_is_wrong_with_the_records_is_found() {
         };
         let (session, index, due) = (first(b"s"), first(b"i").0, first(b"x").0);
         let event = [b"e".as_slice(), &9_u64.to_be_bytes()].concat();
+        let write = |key: &[u8], value: Option<Vec<u8>>| {
+            let key = key.to_vec();
+            let decision: avouch::store::engine::Decision = Box::new(move |txn| {
+                match &value {
+                    Some(value) => txn.put(key.clone(), value.clone()),
+                    None => txn.delete(key.clone()),
+                }
+                Ok(Box::new(()))
+            });
+            engine.commit(decision)
+        };
         for (key, value) in [
             (session.0.clone(), None),
             (session.0.clone(), Some(b"\x01".to_vec())),
-            (index, None),
+            (index.clone(), None),
             (due, None),
             (b"nada".to_vec(), Some(b"usr_nobody".to_vec())),
             (event, Some(b"\x01".to_vec())),
@@ -696,25 +777,22 @@ fn what_is_wrong_with_the_records_is_found() {
             (b"qwhat".to_vec(), Some(Vec::new())),
         ] {
             let was = engine.get(&key).unwrap();
-            let write = |value: Option<Vec<u8>>| {
-                let key = key.clone();
-                let decision: avouch::store::engine::Decision = Box::new(move |txn| {
-                    match &value {
-                        Some(value) => txn.put(key.clone(), value.clone()),
-                        None => txn.delete(key.clone()),
-                    }
-                    Ok(Box::new(()))
-                });
-                engine.commit(decision)
-            };
-            write(value).await.unwrap();
+            write(&key, value).await.unwrap();
             // What an epoch or an attempt holds may not even be readable.
             let found = check(&engine, Revision(0));
             let name = String::from_utf8_lossy(&key).into_owned();
             assert!(found.is_err() || !found.unwrap().problems.is_empty(), "{name}");
-            write(was).await.unwrap();
+            write(&key, was).await.unwrap();
             assert!(check(&engine, Revision(0)).unwrap().problems.is_empty(), "{name}");
         }
+        // As many as there were, but one of another subject.
+        let (mut moved, entry) = (index.clone(), engine.get(&index).unwrap());
+        moved[1] ^= 1;
+        write(&index, None).await.unwrap();
+        write(&moved, entry).await.unwrap();
+        let problems = check(&engine, Revision(0)).unwrap().problems.join("; ");
+        assert!(problems.contains("is not among those of its subject"), "{problems}");
+        assert!(problems.contains("leads to none"), "{problems}");
         engine.close().await;
     });
 }

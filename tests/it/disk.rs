@@ -9,6 +9,7 @@ mod faults;
 mod full;
 mod fuse;
 mod image;
+mod runbook;
 mod server;
 mod trace;
 
@@ -20,7 +21,7 @@ use avouch::domain::entropy::{Entropy, SeededEntropy};
 use self::image::Tree;
 
 /// Leaves out what needs the right to mount file systems and to trace processes.
-const WITHOUT: &str = "AVOUCH_TESTS_UNPRIVILEGED";
+pub(crate) const WITHOUT: &str = "AVOUCH_TESTS_UNPRIVILEGED";
 /// How many times as long the tests here take.
 const ROUNDS: &str = "AVOUCH_DISK_ROUNDS";
 /// The first seed.
@@ -67,7 +68,7 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests have no configuration file")]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

@@ -133,30 +133,68 @@ struct Held {
     revoked: bool,
 }
 
+/// How much is asked for.
+#[derive(Clone, Copy)]
+struct Load {
+    clients: usize,
+    /// The time between two calls of a client; what it missed it makes up for. None: no time at all.
+    pause: Option<Duration>,
+    /// How often a session is refreshed and asked about.
+    refreshes: usize,
+    /// How many calls come between two restarts.
+    between: usize,
+}
+
+impl Load {
+    /// As quick as few clients are; or `AVOUCH_DRAIN_RATE` calls a second, of many.
+    fn wanted() -> Self {
+        let Some(rate) = crate::disk::variable("AVOUCH_DRAIN_RATE") else {
+            return Self { clients: 8, pause: None, refreshes: 10, between: 100 };
+        };
+        let rate: usize = rate.parse().expect("AVOUCH_DRAIN_RATE is calls a second");
+        // Few logins, for a password costs a thousand times what the rest does.
+        let pause = Some(Duration::from_millis(200));
+        Self { clients: (rate / 5).max(1), pause, refreshes: 100, between: 2 * rate }
+    }
+}
+
 /// Logs in, refreshes, introspects and revokes until told to stop. Each call has to succeed.
 async fn use_it(
     login: Identity,
     admin: Identity,
     password: SecretText,
+    load: Load,
     stop: watch::Receiver<bool>,
     done: Arc<AtomicUsize>,
-) -> (Vec<Held>, Duration) {
+) -> (Vec<Held>, Vec<Duration>) {
     let mut held = Vec::new();
-    let mut longest = Duration::ZERO;
+    let mut latencies = Vec::new();
     let mut timed = |began: Instant| {
-        longest = longest.max(began.elapsed());
+        latencies.push(began.elapsed());
         done.fetch_add(1, Ordering::Relaxed);
     };
+    let mut ticks = load.pause.map(tokio::time::interval);
+    let mut turn = async || {
+        if let Some(ticks) = &mut ticks {
+            ticks.tick().await;
+        }
+    };
     while !*stop.borrow() {
+        turn().await;
         let began = Instant::now();
         let credential = Login::password("ada", password.clone());
         let mut tokens = login.authenticate(credential).await.expect("a login");
         timed(began);
-        for _ in 0..10 {
+        for _ in 0..load.refreshes {
+            if *stop.borrow() {
+                break;
+            }
+            turn().await;
             let began = Instant::now();
             let spent = tokens.refresh_token.take().expect("a refresh token");
             tokens = login.refresh(spent).await.expect("a refresh");
             timed(began);
+            turn().await;
             let began = Instant::now();
             let known = admin.introspect(tokens.access_token.clone()).await.expect("an answer");
             assert!(known.is_some_and(|it| it.active), "a token just issued is good");
@@ -164,6 +202,7 @@ async fn use_it(
         }
         let revoked = held.len() % 2 == 0;
         if revoked {
+            turn().await;
             let began = Instant::now();
             let target = RevocationTarget::Session(tokens.session_id.clone());
             admin.revoke(Revocation::from(target)).await.expect("a revocation");
@@ -172,7 +211,7 @@ async fn use_it(
         let refresh = tokens.refresh_token.expect("a refresh token");
         held.push(Held { session: tokens.session_id, refresh, revoked });
     }
-    (held, longest)
+    (held, latencies)
 }
 
 /// Waits until so many more calls were answered.
@@ -188,7 +227,7 @@ async fn more(done: &AtomicUsize, count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_load_lose_nothing_and_fail_no_call_that_is_tried_again() {
-    const CLIENTS: usize = 8;
+    let load = Load::wanted();
     let (_home, data) = home();
     let settings = [("server.drain_delay", "200ms")];
     let mut process = Process::start(&data, &settings);
@@ -217,14 +256,17 @@ async fn restarts_under_load_lose_nothing_and_fail_no_call_that_is_tried_again()
     let (stop, stopped) = watch::channel(false);
     let done = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();
-    for _ in 0..CLIENTS {
+    for _ in 0..load.clients {
+        // Not all at the same moment.
+        sleep(load.pause.unwrap_or_default() / u32::try_from(load.clients).expect("few")).await;
         let password = SecretText::new(cast.password.clone());
         let (login, admin) = (login.clone(), admin.clone());
-        clients.spawn(use_it(login, admin, password, stopped.clone(), Arc::clone(&done)));
+        clients.spawn(use_it(login, admin, password, load, stopped.clone(), Arc::clone(&done)));
     }
     let began = Instant::now();
-    for _ in 0..rounds(3, 30) {
-        more(&done, 100).await;
+    let restarts = rounds(3, 30);
+    for _ in 0..restarts {
+        more(&done, load.between).await;
         process.terminate();
         let end = process.end().await;
         assert_eq!(end.status.code(), Some(0), "{end:?}");
@@ -233,18 +275,25 @@ async fn restarts_under_load_lose_nothing_and_fail_no_call_that_is_tried_again()
         addresses = process.serving().await;
         name.send_replace(vec![addresses.grpc.parse().expect("an address")]);
     }
-    more(&done, 100).await;
+    more(&done, load.between).await;
     let took = began.elapsed();
     stop.send_replace(true);
     let mut held = Vec::new();
-    let mut longest = Duration::ZERO;
+    let mut latencies = Vec::new();
     while let Some(client) = timeout(PATIENCE, clients.join_next()).await.expect("in time") {
-        let (of_one, wait) = client.expect("no call failed");
+        let (of_one, waits) = client.expect("no call failed");
         held.extend(of_one);
-        longest = longest.max(wait);
+        latencies.extend(waits);
     }
-    let calls = done.load(Ordering::Relaxed);
-    eprintln!("{calls} calls in {took:?}, {} sessions, longest call {longest:?}", held.len());
+    latencies.sort();
+    let [half, most, last] =
+        [50, 99, 100].map(|part| latencies[(latencies.len() - 1) * part / 100]);
+    eprintln!(
+        "{restarts} restarts, {} calls, {:.0} a second, {} sessions; median {half:?}, p99 {most:?}, longest {last:?}",
+        latencies.len(),
+        latencies.len() as f64 / took.as_secs_f64(),
+        held.len()
+    );
 
     // Once more, so that only what is on the disk counts.
     process.terminate();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use avouch::app::{Bound, Deps, Ended, ListenOptions, Options, StoreOptions, build};
+use avouch::config::sections;
 use avouch::domain::caller::{Caller, Grant, Right};
 use avouch::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
 use avouch::domain::clock::{Clock, ManualClock, Timestamp};
@@ -31,6 +32,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::support::etcd::{Etcd, fresh_prefix};
 
 /// When the tests happen: 2026-11-21T00:00:00Z.
 pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_795_219_200);
@@ -70,6 +73,17 @@ pub(crate) fn rounds<N>(short: N, long: N) -> N {
         Ok("long") => long,
         Ok(other) => panic!("AVOUCH_TEST_ROUNDS may be `long` or not set, not `{other}`"),
         Err(_) => short,
+    }
+}
+
+/// Whether the stores of this run are in etcd: when `AVOUCH_TEST_STORE=etcd` asks for it. Each is under a
+/// prefix of its own in the one etcd of this process.
+#[expect(clippy::disallowed_methods, reason = "who runs the tests says on which engine")]
+pub(crate) fn on_etcd() -> bool {
+    match std::env::var("AVOUCH_TEST_STORE").as_deref() {
+        Ok("etcd") => true,
+        Ok(other) => panic!("AVOUCH_TEST_STORE may be `etcd` or not set, not `{other}`"),
+        Err(_) => false,
     }
 }
 
@@ -115,8 +129,28 @@ pub(crate) fn options(store: StoreOptions) -> Options {
     }
 }
 
-/// State in a directory.
+/// State that nobody else has: in memory, or on the engine of this run.
+pub(crate) fn memory() -> StoreOptions {
+    if on_etcd() { etcd(Etcd::shared(), &fresh_prefix()) } else { StoreOptions::Memory }
+}
+
+/// State under a prefix of an etcd.
+pub(crate) fn etcd(etcd: &Etcd, prefix: &str) -> StoreOptions {
+    let url = etcd.url(prefix).parse().expect("a URL");
+    StoreOptions::Etcd(Box::new(avouch::app::etcd::settings(&url, &sections::Etcd::default())))
+}
+
+/// State in a directory; in a run on etcd, under a prefix that stands for the directory.
 pub(crate) fn sled(path: &Path) -> StoreOptions {
+    if on_etcd() {
+        let name: String = path
+            .to_str()
+            .expect("text")
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+            .collect();
+        return etcd(Etcd::shared(), &name);
+    }
     let settings = SledSettings { min_free_bytes: 0, ..SledSettings::new(SCHEMA_VERSION) };
     StoreOptions::Sled { path: path.to_owned(), settings }
 }
@@ -144,7 +178,7 @@ pub(crate) struct Server {
 impl Server {
     /// On a store in memory.
     pub(crate) async fn start() -> Self {
-        Self::with(options(StoreOptions::Memory), Arc::new(ManualClock::new(NOW))).await
+        Self::with(options(memory()), Arc::new(ManualClock::new(NOW))).await
     }
 
     /// With these options and this clock.

@@ -29,7 +29,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{NOW, PASSWORD, Server, connect, options, password_login, reason, rounds};
+use crate::harness::{
+    NOW, PASSWORD, Server, connect, memory, options, password_login, reason, rounds,
+};
 use crate::process::{Addresses, Cast, PATIENCE, Process, identity};
 
 const AUTHENTICATE: &str = "/avouch.v1.IdentityService/Authenticate";
@@ -46,7 +48,7 @@ fn from(
 }
 
 async fn server_with_real_hashes(pool: PoolSettings) -> Server {
-    let mut options = options(StoreOptions::Memory);
+    let mut options = options(memory());
     options.hash = HashParams::default();
     options.pool = pool;
     Server::with(options, Arc::new(ManualClock::new(NOW))).await
@@ -504,7 +506,7 @@ async fn health_names_every_service_and_says_so_before_it_goes() {
 #[tokio::test]
 async fn reflection_is_served_only_where_it_is_asked_for() {
     for wanted in [true, false] {
-        let mut options = options(StoreOptions::Memory);
+        let mut options = options(memory());
         options.reflection = wanted;
         let server = Server::with(options, Arc::new(ManualClock::new(NOW))).await;
         let mut rude = Rude::connect(&server.grpc.to_string()).await;

@@ -13,7 +13,7 @@ use crate::harness::{Server, bearer, http_get};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn kid(token: &str) -> String {
+pub(crate) fn kid(token: &str) -> String {
     use base64::Engine as _;
     let header = token.split('.').next().expect("a header");
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(header);

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use avouch::metrics::agent::AgentMetrics;
+use avouch::metrics::sidecar::SidecarMetrics;
 use avouch::metrics::{
     Code, HashOutcome, KeyState, Level, Listener, Method, Outcome, Refusal, ReuseCause, Rotation,
     Swept, Verdict,
@@ -14,6 +16,7 @@ use avouch::pb::v1 as pb;
 use avouch::pb::v1::revocation_service_client::RevocationServiceClient;
 use avouch::pb::v1::revoke_request::Target;
 use avouch::pb::v1::watch_revocations_response::Frame;
+use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -163,18 +166,7 @@ fn labels_named(series: &str, label: &str) -> Option<String> {
 
 /// The part of `docs/metrics.md` that says what is exported.
 fn reference(scrape: &Scrape) -> String {
-    let mut text = String::from("| metric | type | labels | what |\n|---|---|---|---|\n");
-    for (name, family) in &scrape.0 {
-        let labels: Vec<_> = family
-            .labels
-            .iter()
-            .filter(|label| *label != "le")
-            .map(|label| format!("`{label}`"))
-            .collect();
-        let (kind, labels, help) = (&family.kind, labels.join(" "), &family.help);
-        let help = help.trim_end_matches('.');
-        writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").expect("written");
-    }
+    let mut text = table(scrape);
     text.push_str("\n| label | of | values |\n|---|---|---|\n");
     for (label, on, words) in known_labels() {
         let on = if on.ends_with('_') || on == "avouch_connections" {
@@ -187,6 +179,37 @@ fn reference(scrape: &Scrape) -> String {
         writeln!(text, "| `{label}` | `{on}` | {words} |").expect("written");
     }
     writeln!(text, "\nThere are never more than {} series.", bound(scrape)).expect("written");
+    for (title, other) in [
+        ("`avouch sidecar`", registered(|registry| _ = SidecarMetrics::register(registry))),
+        ("`avouch node-agent`", registered(|registry| _ = AgentMetrics::register(registry))),
+    ] {
+        write!(text, "\n## {title}\n\n{}", table(&other)).expect("written");
+    }
+    text
+}
+
+/// What a program exports that registers this.
+fn registered(register: impl Fn(&mut Registry)) -> Scrape {
+    let mut registry = Registry::default();
+    register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+    Scrape::parse(text.trim_end_matches("# EOF\n"))
+}
+
+fn table(scrape: &Scrape) -> String {
+    let mut text = String::from("| metric | type | labels | what |\n|---|---|---|---|\n");
+    for (name, family) in &scrape.0 {
+        let labels: Vec<_> = family
+            .labels
+            .iter()
+            .filter(|label| *label != "le")
+            .map(|label| format!("`{label}`"))
+            .collect();
+        let (kind, labels, help) = (&family.kind, labels.join(" "), &family.help);
+        let help = help.trim_end_matches('.');
+        writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").expect("written");
+    }
     text
 }
 
@@ -443,6 +466,34 @@ async fn each_number_is_what_happened() {
     run.process.kill().await;
 }
 
+#[tokio::test]
+async fn sessions_are_counted_when_the_server_starts() {
+    let home = tempfile::tempdir().expect("a directory");
+    let data = home.path().join("data");
+    let mut process = Process::start(&data, &[]);
+    let addresses = process.serving().await;
+    let cast = Cast::of(&data);
+    let login = || password_login(&cast.login, "ada", &cast.password);
+    for _ in 0..3 {
+        identity(&addresses).await.authenticate(login()).await.expect("in");
+    }
+    process.terminate();
+    assert!(process.end().await.status.success());
+    let mut process = Process::start(&data, &[]);
+    let addresses = process.serving().await;
+    let counted = async {
+        loop {
+            let count = scrape(&addresses).await.value("avouch_sessions");
+            if !count.is_nan() {
+                return count;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(timeout(PATIENCE, counted).await.expect("counted"), 3.0);
+    process.kill().await;
+}
+
 #[test]
 fn every_method_of_the_protos_has_a_name_of_its_own() {
     let mut methods = 0;
@@ -501,6 +552,64 @@ async fn the_alerts_and_the_dashboard_ask_for_what_is_exported() {
             let fine = fine || word.split('|').all(|word| words.contains(&word));
             assert!(fine || word.starts_with('$'), "{query}: {label} is never {word}");
         }
+    }
+}
+
+/// What is of the store and not of one replica: each shows all of it, so their sum is too much.
+const SHARED: [&str; 7] = [
+    "avouch_feed_revision",
+    "avouch_revocations_live",
+    "avouch_revocations_total",
+    "avouch_sessions",
+    "avouch_signing_keys",
+    "avouch_store_disk_bytes",
+    "avouch_store_free_bytes",
+];
+
+/// For each place where `name` stands, the innermost aggregation around it and what follows; empty
+/// where there is none.
+fn aggregations<'a>(expression: &'a str, name: &str) -> Vec<&'a str> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let operators = ["sum", "max", "min", "avg", "count", "histogram_quantile"];
+    let whole = |text: &str, at: usize, length: usize| {
+        !text[..at].ends_with(word) && !text[at + length..].starts_with(word)
+    };
+    let places = expression.match_indices(name).map(|(at, _)| at);
+    let around = |at: usize| {
+        let before = &expression[..at];
+        let starts = operators.iter().filter_map(|operator| {
+            let mut found = before.rmatch_indices(operator).map(|(at, _)| at);
+            found.find(|at| whole(before, *at, operator.len()))
+        });
+        starts.max().map_or("", |start| &before[start..])
+    };
+    places.filter(|at| whole(expression, *at, name.len())).map(around).collect()
+}
+
+#[test]
+fn nothing_sums_what_every_replica_shows_of_one_store() {
+    let dashboard = read("helm/avouch/files/dashboard.json");
+    let alerts = read("helm/avouch/files/alerts.yaml");
+    let expressions = dashboard.lines().chain(alerts.lines()).filter(|line| line.contains("expr"));
+    let mut seen = 0;
+    for line in expressions {
+        for how in SHARED.iter().flat_map(|name| aggregations(line, name)) {
+            seen += 1;
+            let apart = how.contains("instance") && how.contains("by (");
+            assert!(!how.starts_with("sum") || apart, "summed over replicas: {line}");
+        }
+    }
+    assert!(seen >= 6, "{seen}");
+    for (expression, how) in [
+        ("sum by (a) (max by (b) (rate(x_total{", vec!["max by (b) (rate("]),
+        (
+            "max(y) + sum(rate(x_total[5m])) + x_total",
+            vec!["sum(rate(", "sum(rate(x_total[5m])) + "],
+        ),
+        ("summary(x_total)", vec![""]),
+        ("sum(x_total_more)", vec![]),
+    ] {
+        assert_eq!(aggregations(expression, "x_total"), how, "{expression}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use avouch::app::{Options, StoreOptions};
+use avouch::app::Options;
 use avouch::domain::caller::{Grant, Right};
 use avouch::domain::client::Client;
 use avouch::domain::clock::ManualClock;
@@ -17,7 +17,7 @@ use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyP
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Identity};
 
-use crate::harness::{NOW, Server, client, options, password_login, reason};
+use crate::harness::{NOW, Server, client, memory, options, password_login, reason};
 use crate::process::PATIENCE;
 use crate::sidecar::rig::{Said, Sidecar};
 
@@ -65,7 +65,7 @@ fn write(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {
 fn with_tls(directory: &Path, ca: &Ca) -> Options {
     let (certificate, key) =
         ca.issue(vec![SanType::DnsName("localhost".try_into().expect("a name"))]);
-    let mut options = options(StoreOptions::Memory);
+    let mut options = options(memory());
     options.grpc.tls = Some(TlsSettings {
         client_ca_file: Some(write(directory, "ca.pem", &ca.pem)),
         client_auth: ClientAuth::Optional,

@@ -23,7 +23,7 @@ use crate::harness::{
 };
 
 /// Lets all of these go at once; what came of each, in their order.
-async fn at_once<T: Send + 'static>(calls: Vec<BoxFuture<'static, T>>) -> Vec<T> {
+pub(crate) async fn at_once<T: Send + 'static>(calls: Vec<BoxFuture<'static, T>>) -> Vec<T> {
     let barrier = Arc::new(Barrier::new(calls.len()));
     let mut tasks = JoinSet::new();
     for (n, call) in calls.into_iter().enumerate() {

@@ -21,6 +21,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::harness::{bearer, password_login};
 use crate::process::{Addresses, Cast, Process, channel, ops};
+use crate::support::collector::Collector;
 
 /// As long a piece of a secret may be seen as cannot be helped: one byte less than this.
 const WINDOW: usize = 12;
@@ -447,10 +448,13 @@ fn nothing_rests(secrets: &Secrets, data: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_leaves_by_the_log_the_audit_log_the_metrics_an_error_or_debug() {
+async fn no_secret_leaves_by_the_log_the_audit_log_the_metrics_a_span_an_error_or_debug() {
     let home = tempfile::tempdir().expect("a directory");
     let data = home.path().join("data");
-    let mut process = Process::start_at("trace", &data, &[]);
+    let collector = Collector::default();
+    let endpoint = collector.serve();
+    let traced = [("telemetry.otlp_endpoint", endpoint.as_str())];
+    let mut process = Process::start_at("trace", &data, &traced);
     let addresses = process.serving().await;
     let mut visitor = Visitor::new(&addresses, &data).await;
     let (old, token) = visitor.happy_path().await;
@@ -471,6 +475,11 @@ async fn no_secret_leaves_by_the_log_the_audit_log_the_metrics_an_error_or_debug
     let audit = std::fs::read(data.join("audit.jsonl")).expect("an audit log");
     assert!(audit.windows(11).any(|window| window == b"authn_login"), "it is the audit log");
     secrets.not_in("the audit log", &audit);
+    let spans = collector.spans();
+    for name in ["Authenticate", "password hash", "store commit", "sign"] {
+        assert!(spans.iter().any(|span| span.name == name), "{name} is a span");
+    }
+    secrets.not_in("the spans", &collector.bytes());
     nothing_rests(&secrets, &data);
 }
 

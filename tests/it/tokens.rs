@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use avouch::app::StoreOptions;
 use avouch::client::watch::WatchSettings;
 use avouch::crypto::{OsEntropy, Sealer};
 use avouch::domain::clock::{ManualClock, Timestamp};
@@ -20,7 +19,7 @@ use tonic::Code;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::harness::{
-    ENCRYPTION_KEY, NOW, OWN_AUDIENCE, Server, bearer, connect, http_get, options, reason,
+    ENCRYPTION_KEY, NOW, OWN_AUDIENCE, Server, bearer, connect, http_get, memory, options, reason,
 };
 use crate::sidecar::rig::{Said, Sidecar};
 
@@ -550,7 +549,7 @@ async fn a_token_of_another_issuer_with_the_same_key_is_worthless() {
     let own = server.own_token(&operator).await;
     assert!(server.introspect(&operator, &own).await.active);
 
-    let mut elsewhere = options(StoreOptions::Memory);
+    let mut elsewhere = options(memory());
     elsewhere.service.issuer = "https://third.test".into();
     let elsewhere = Server::with(elsewhere, clock).await;
     let stranger = elsewhere.powerful("operator").await;

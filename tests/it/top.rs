@@ -43,12 +43,17 @@ async fn top_prints_an_object_for_pipes_and_a_list_for_eyes() {
     let methods: Vec<_> =
         seen["calls"].as_array().expect("calls").iter().map(|call| &call["method"]).collect();
     assert_eq!(methods, ["Authenticate"], "{text}");
-    assert_eq!(seen["watchers"]["open"], 0.0);
+    assert_eq!(seen["watchers"]["open"], 0);
+    assert_eq!(seen["warnings"], serde_json::json!([]));
     assert!(seen["process"]["resident_bytes"].as_f64().expect("bytes") > 1e6, "{text}");
     assert!(seen["store"]["bytes"].as_f64().expect("bytes") > 0.0, "{text}");
     let output = top(&ops, &["--once", "--interval", "100ms"]).await;
     let text = String::from_utf8(output.stdout).expect("text");
-    assert!(output.status.success() && text.contains("watchers"), "{text}");
+    assert!(output.status.success(), "{text}");
+    for part in ["watchers   0 open", "METHOD", "Authenticate"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(text.lines().all(|line| line.len() < 80), "{text}");
     // Nobody would see a screen here.
     let output = top(&ops, &[]).await;
     let text = String::from_utf8(output.stderr).expect("text");

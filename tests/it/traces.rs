@@ -1,6 +1,7 @@
 //! Spans on their way to a collector, which keeps what it gets.
 
 use avouch::pb::v1 as pb;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tonic::Request;
 
@@ -59,9 +60,15 @@ async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
     assert!(end.status.success(), "{end:?}");
 
     let spans = collector.spans();
-    let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
+    let calls: Vec<&Span> = spans
+        .iter()
+        .filter(|span| {
+            !span.attributes.is_empty() && attribute(&span.attributes, "rpc.method").is_some()
+        })
+        .collect();
+    let names: Vec<_> = calls.iter().map(|span| span.name.as_str()).collect();
     assert_eq!(names, ["Authenticate", "Refresh", "Refresh"], "{spans:#?}");
-    let span = &spans[1];
+    let span = calls[1];
     assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.into(), PARENT.into()));
     assert_eq!(attribute(&span.attributes, "rpc.system").as_deref(), Some("grpc"));
     assert_eq!(attribute(&span.attributes, "rpc.method").as_deref(), Some("Refresh"));
@@ -70,9 +77,10 @@ async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
     assert_eq!(span.attributes.len(), 4, "{span:#?}");
     assert!(span.events.is_empty() && span.trace_state.is_empty(), "{span:#?}");
     assert!(span.end_time_unix_nano > span.start_time_unix_nano, "{span:#?}");
-    let failed = &spans[2];
+    let failed = calls[2];
     assert_eq!(attribute(&failed.attributes, "rpc.grpc.status_code").as_deref(), Some("16"));
     assert_ne!(hex(&failed.trace_id), TRACE);
+    assert!(spans.iter().all(|span| hex(&span.trace_id) != OTHER_TRACE), "that one is not traced");
 
     let sent = collector.bytes();
     let secrets = [
@@ -89,6 +97,98 @@ async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
     for secret in secrets {
         let seen = sent.windows(secret.len()).any(|window| window == secret.as_bytes());
         assert!(!seen, "{secret} is in a span");
+    }
+}
+
+/// The parts of a call in the order in which they began: what they are, and what came of them.
+fn parts(spans: &[Span], call: &Span) -> Vec<String> {
+    let mut parts: Vec<&Span> =
+        spans.iter().filter(|span| span.parent_span_id == call.span_id).collect();
+    parts.sort_by_key(|span| span.start_time_unix_nano);
+    let text = |span: &&Span| {
+        assert_eq!(span.trace_id, call.trace_id, "{span:#?}");
+        assert!(span.start_time_unix_nano >= call.start_time_unix_nano, "{span:#?}");
+        assert!(span.end_time_unix_nano <= call.end_time_unix_nano, "{span:#?}");
+        let known = ["db.operation.name", "avouch.outcome", "error.type"];
+        assert!(span.attributes.iter().all(|it| known.contains(&it.key.as_str())), "{span:#?}");
+        let told = known.iter().filter_map(|key| attribute(&span.attributes, key));
+        [span.name.clone()].into_iter().chain(told).collect::<Vec<_>>().join(", ")
+    };
+    parts.iter().map(text).collect()
+}
+
+#[tokio::test]
+async fn the_parts_of_a_call_are_spans_below_its_own() {
+    let collector = Collector::default();
+    let endpoint = collector.serve();
+    let home = tempfile::tempdir().expect("a directory");
+    let data = home.path().join("data");
+    let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
+    let addresses = process.serving().await;
+    let cast = Cast::of(&data);
+    let mut server = identity(&addresses).await;
+    let login = password_login(&cast.login, "ada", &cast.password);
+    let answer = server.authenticate(login).await.expect("in").into_inner();
+    let tokens = answer.tokens.expect("tokens");
+    let login = password_login(&cast.login, "ada", "not the password at all");
+    server.authenticate(login).await.expect_err("wrong");
+    let refresh = pb::RefreshRequest {
+        client: Some(cast.login.clone()),
+        refresh_token: tokens.refresh_token.clone(),
+        ..Default::default()
+    };
+    server.refresh(refresh.clone()).await.expect("refreshed");
+    server.refresh(refresh.clone()).await.expect("retried");
+    let revoke = pb::RevokeRequest {
+        client: Some(cast.login.clone()),
+        target: Some(pb::revoke_request::Target::SessionId(tokens.session_id.clone())),
+        wait: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        ..Default::default()
+    };
+    server.revoke(revoke.clone()).await.expect("revoked");
+    server.revoke(pb::RevokeRequest { wait: None, ..revoke }).await.expect("revoked before");
+    server.refresh(refresh.clone()).await.expect_err("it is over");
+    // Who says that a call is not traced gets no span of a part of it either.
+    let request = traced(refresh, &format!("00-{OTHER_TRACE}-{PARENT}-00"));
+    server.refresh(request).await.expect_err("it is over");
+    process.terminate();
+    let end = process.end().await;
+    assert!(end.status.success(), "{end:?}");
+
+    let spans = collector.spans();
+    let calls = spans.iter().filter(|span| attribute(&span.attributes, "rpc.method").is_some());
+    let seen: Vec<(&str, Vec<String>)> =
+        calls.map(|call| (call.name.as_str(), parts(&spans, call))).collect();
+    let expected = [
+        (
+            "Authenticate",
+            vec![
+                "store commit, begin_attempt, allowed",
+                "password queue",
+                "password hash",
+                "store commit, open_session, open",
+                "sign",
+            ],
+        ),
+        (
+            "Authenticate",
+            vec!["store commit, begin_attempt, allowed", "password queue", "password hash"],
+        ),
+        ("Refresh", vec!["store commit, rotate, rotated", "sign"]),
+        ("Refresh", vec!["store commit, rotate, retried", "sign"]),
+        ("Revoke", vec!["store commit, revoke_session, revoked", "feed wait, applied"]),
+        ("Revoke", vec!["store commit, revoke_session, already"]),
+        ("Refresh", vec!["store commit, rotate, revoked"]),
+    ];
+    assert_eq!(seen.len(), expected.len(), "{seen:#?}");
+    for (seen, expected) in seen.iter().zip(&expected) {
+        assert_eq!((seen.0, seen.1.iter().map(String::as_str).collect()), *expected);
+    }
+    // Nothing that names anybody.
+    let sent = collector.bytes();
+    for word in ["usr_", &*tokens.session_id, &*cast.login.client_id] {
+        let seen = sent.windows(word.len()).any(|window| window == word.as_bytes());
+        assert!(!seen, "{word} is in a span");
     }
 }
 

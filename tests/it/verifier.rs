@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use avouch::app::StoreOptions;
 use avouch::client::identity::{ClientCredential, Identity, Login};
 use avouch::client::token_source::TokenSource;
 use avouch::client::watch::{Authorization, WatchSettings};
@@ -20,7 +19,7 @@ use pb::revoke_request::Target;
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
-use crate::harness::{ISSUER, OWN_AUDIENCE, Server, bearer, connect, options};
+use crate::harness::{ISSUER, OWN_AUDIENCE, Server, bearer, connect, memory, options};
 use crate::support::proxy::Proxy;
 
 /// Longer than anything here takes; a test that waits for it has failed.
@@ -37,7 +36,7 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn new() -> Self {
         // By the clock of the machine, as a verifier's time goes on by itself.
-        let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+        let server = Server::with_system_clock(options(memory())).await;
         let operator = server.powerful("operator").await;
         let app = server.first_party("app").await;
         for user in ["ada", "ben"] {

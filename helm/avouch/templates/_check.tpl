@@ -3,8 +3,52 @@ before what is no value at all. */}}
 {{- define "avouch.check" -}}
 {{- $v := .Values -}}
 {{- $bad := list -}}
-{{- if and (eq $v.engine "sled") (ne (int $v.replicas) 1) -}}
-{{- $bad = append $bad (printf "replicas is %d, and engine sled keeps its data in one place: replicas must be 1" (int $v.replicas)) -}}
+{{- $etcd := $v.etcd -}}
+{{- if eq $v.engine "sled" -}}
+{{- if gt (int $v.replicas) 1 -}}
+{{- $bad = append $bad (printf "replicas is %d, and engine sled keeps its data in one place: replicas must be 1, or engine etcd" (int $v.replicas)) -}}
+{{- end -}}
+{{- if $v.autoscaling.enabled -}}
+{{- $bad = append $bad "autoscaling.enabled needs engine etcd: sled keeps its data in one place" -}}
+{{- end -}}
+{{- if or $etcd.endpoints $etcd.caSecretName $etcd.certificateSecretName $etcd.username $etcd.passwordSecretName $etcd.plaintextBehindMesh $etcd.peers -}}
+{{- $bad = append $bad "etcd has no effect: set engine to etcd" -}}
+{{- end -}}
+{{- if $v.settings.etcd -}}
+{{- $bad = append $bad "settings.etcd has no effect: set engine to etcd" -}}
+{{- end -}}
+{{- if le (include "avouch.bytes" $v.persistence.size | int64) (int64 1073741824) -}}
+{{- $bad = append $bad (printf "persistence.size is %s and must be more than 1Gi: writes stop when 256Mi are left" $v.persistence.size) -}}
+{{- end -}}
+{{- else -}}
+{{- if not $etcd.endpoints -}}
+{{- $bad = append $bad "engine etcd needs etcd.endpoints, such as [etcd-0.etcd:2379, etcd-1.etcd:2379, etcd-2.etcd:2379]" -}}
+{{- end -}}
+{{- if and (not $etcd.caSecretName) (not $etcd.plaintextBehindMesh) -}}
+{{- $bad = append $bad "engine etcd needs etcd.caSecretName to know the members by; or etcd.plaintextBehindMesh if a mesh encrypts" -}}
+{{- end -}}
+{{- if and $etcd.plaintextBehindMesh (or $etcd.caSecretName $etcd.certificateSecretName) -}}
+{{- $bad = append $bad "etcd.caSecretName and etcd.certificateSecretName have no effect with etcd.plaintextBehindMesh: it is plaintext" -}}
+{{- end -}}
+{{- if ne (empty $etcd.username) (empty $etcd.passwordSecretName) -}}
+{{- $bad = append $bad "etcd.username and etcd.passwordSecretName go together: set both or none" -}}
+{{- end -}}
+{{- if and $v.networkPolicy.enabled (not $etcd.peers) -}}
+{{- $bad = append $bad "engine etcd needs etcd.peers: the servers may connect to nobody else; [{podSelector: {matchLabels: {app: etcd}}}]" -}}
+{{- end -}}
+{{- if not $v.adminClient.secretName -}}
+{{- $bad = append $bad "engine etcd needs adminClient.secretName, the first admin client for all servers: what one of them made would go with its pod. The README has the command" -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (gt (int $v.replicas) 0) -}}
+{{- $bad = append $bad (printf "replicas is %d and autoscaling.enabled: leave out one of the two" (int $v.replicas)) -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- $bad = append $bad (printf "autoscaling.minReplicas is %d, more than autoscaling.maxReplicas, %d" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- $least := include "avouch.replicas.least" . | int -}}
+{{- if and (gt $least 1) (ge (int $v.podDisruptionBudget.maxUnavailable) $least) -}}
+{{- $bad = append $bad (printf "podDisruptionBudget.maxUnavailable is %d and there may be %d servers: a drain could take all of them" (int $v.podDisruptionBudget.maxUnavailable) $least) -}}
+{{- end -}}
 {{- end -}}
 {{- if eq $v.image.tag "latest" -}}
 {{- $bad = append $bad "image.tag is latest, which is another image tomorrow: name a version, or set image.digest" -}}
@@ -100,9 +144,6 @@ before what is no value at all. */}}
 {{- end -}}
 {{- $bad = append $bad (printf "resources.memory is %s and at least %sMi are needed: %s, and a quarter more" $v.resources.memory (include "avouch.mebibytes" $needed) (join ", " $said)) -}}
 {{- end -}}
-{{- end -}}
-{{- if le (include "avouch.bytes" $v.persistence.size | int64) (int64 1073741824) -}}
-{{- $bad = append $bad (printf "persistence.size is %s and must be more than 1Gi: writes stop when 256Mi are left" $v.persistence.size) -}}
 {{- end -}}
 {{- if $v.nodeAgent.enabled -}}
 {{- if not $v.nodeAgent.credentialsSecretName -}}

@@ -14,13 +14,38 @@
 {{- $own := dict
   "server" (dict "listen" "0.0.0.0:7700" "public_listen" "0.0.0.0:7701" "ops_listen" "0.0.0.0:7702" "drain_delay" (printf "%ds" (int $v.shutdown.delaySeconds)) "drain_timeout" (printf "%ds" (int $v.shutdown.drainSeconds)))
   "issuer" (dict "url" $v.issuer.url "audience" $v.issuer.audience)
-  "store" (dict "path" "/var/lib/avouch/data" "cache_bytes" (printf "%sB" $v.store.cache))
+  "store" dict
   "keys" (dict "encryption_key_file" (printf "/etc/avouch/encryption/%s" $v.encryptionKey.secretKey))
   "password" (dict "workers" (include "avouch.workers" . | int) "memory_kib" (int $v.password.memoryKib))
   "limits" (dict "max_connections" (int $v.sizing.connections))
 -}}
 {{- /* What settings may go over. */}}
 {{- $defaults := dict "log" (dict "format" "json") -}}
+{{- if eq $v.engine "etcd" -}}
+{{- $_ := set $own "store" (dict "url" (include "avouch.etcd.url" .)) -}}
+{{- $_ := set $own.server "files_dir" "/var/lib/avouch" -}}
+{{- $etcd := dict -}}
+{{- if $v.etcd.plaintextBehindMesh -}}
+{{- $_ := set $etcd "plaintext_behind_mesh" true -}}
+{{- end -}}
+{{- if $v.etcd.caSecretName -}}
+{{- $_ := set $etcd "ca_file" "/etc/avouch/etcd-ca/ca.crt" -}}
+{{- end -}}
+{{- if $v.etcd.certificateSecretName -}}
+{{- $_ := set $etcd "cert_file" "/etc/avouch/etcd-certificate/tls.crt" -}}
+{{- $_ := set $etcd "key_file" "/etc/avouch/etcd-certificate/tls.key" -}}
+{{- end -}}
+{{- if $v.etcd.username -}}
+{{- $_ := set $etcd "username" $v.etcd.username -}}
+{{- $_ := set $etcd "password_file" (printf "/etc/avouch/etcd-password/%s" $v.etcd.passwordSecretKey) -}}
+{{- end -}}
+{{- $_ := set $own "etcd" $etcd -}}
+{{- else -}}
+{{- $_ := set $own "store" (dict "path" "/var/lib/avouch/data" "cache_bytes" (printf "%sB" $v.store.cache)) -}}
+{{- end -}}
+{{- if $v.adminClient.secretName -}}
+{{- $_ := set $own.server "admin_client_file" (include "avouch.admin" .) -}}
+{{- end -}}
 {{- if $v.backupKey.secretName -}}
 {{- $_ := set $own.keys "backup_key_file" (printf "/etc/avouch/backup-key/%s" $v.backupKey.secretKey) -}}
 {{- end -}}

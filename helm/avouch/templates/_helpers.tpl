@@ -93,13 +93,13 @@ capabilities:
 {{- end -}}
 {{- end -}}
 
-{{/* What the server needs, in bytes: a base, the cache half again, the hashes, what each connection
+{{/* What the server needs, in bytes: a base, sled's cache half again, the hashes, what each connection
 may send ahead, what waits to be sent, the sessions; and a quarter more. */}}
 {{- define "avouch.memory.parts" -}}
 {{- $windows := include "avouch.setting.bytes" (dict "root" . "key" "connection_window_bytes") | int64 -}}
 {{- $buffer := include "avouch.setting.bytes" (dict "root" . "key" "send_buffer_bytes") | int64 -}}
 base: {{ mul 64 1048576 }}
-cache: {{ div (mul (include "avouch.bytes" .Values.store.cache | int64) 3) 2 }}
+cache: {{ if eq .Values.engine "sled" }}{{ div (mul (include "avouch.bytes" .Values.store.cache | int64) 3) 2 }}{{ else }}0{{ end }}
 hashes: {{ mul (include "avouch.workers" . | int64) (int64 .Values.password.memoryKib) 1024 }}
 connections: {{ mul (int64 .Values.sizing.connections) $windows }}
 streams: {{ mul (int64 .Values.sizing.busyStreams) $buffer }}
@@ -142,6 +142,57 @@ sessions: {{ mul (int64 .Values.sizing.sessions) 160 }}
 
 {{- define "avouch.agent.namespace" -}}
 {{- default .Release.Namespace .Values.nodeAgent.namespace -}}
+{{- end -}}
+
+{{/* How many servers there are, unless something scales them. */}}
+{{- define "avouch.replicas" -}}
+{{- if gt (int .Values.replicas) 0 -}}
+{{- int .Values.replicas -}}
+{{- else -}}
+{{- ternary 3 1 (eq .Values.engine "etcd") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* How many there are at least. */}}
+{{- define "avouch.replicas.least" -}}
+{{- if .Values.autoscaling.enabled -}}
+{{- int .Values.autoscaling.minReplicas -}}
+{{- else -}}
+{{- include "avouch.replicas" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where the state is, as store.url says it. */}}
+{{- define "avouch.etcd.url" -}}
+{{- ternary "etcd" "etcds" .Values.etcd.plaintextBehindMesh -}}
+://{{ join "," .Values.etcd.endpoints }}{{ .Values.etcd.prefix }}
+{{- end -}}
+
+{{/* The ports of etcd's members, a list in JSON. */}}
+{{- define "avouch.etcd.ports" -}}
+{{- $ports := list -}}
+{{- range .Values.etcd.endpoints -}}
+{{- $ports = append $ports (regexFind ":[0-9]+$" . | trimPrefix ":" | default "2379" | int) -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
+{{- end -}}
+
+{{/* The credentials of the first admin client, as a path in the server's pod. */}}
+{{- define "avouch.admin" -}}
+{{- if .Values.adminClient.secretName -}}
+/etc/avouch/admin-client/credentials.json
+{{- else -}}
+/var/lib/avouch/data/admin-client.json
+{{- end -}}
+{{- end -}}
+
+{{/* A pod of the server, as kubectl takes it. */}}
+{{- define "avouch.pod" -}}
+{{- if eq .Values.engine "etcd" -}}
+deployment/{{ include "avouch.fullname" . }}
+{{- else -}}
+{{ include "avouch.fullname" . }}-0
+{{- end -}}
 {{- end -}}
 
 {{- define "avouch.encrypted" -}}

@@ -20,6 +20,8 @@ pub(super) struct Board {
     pub(super) calls: Vec<Call>,
     pub(super) rotated: f64,
     pub(super) retried: f64,
+    /// As they were counted last; none before that.
+    pub(super) sessions: Option<f64>,
     /// Since the start of the server.
     pub(super) reuses: f64,
     pub(super) hashes: f64,
@@ -39,7 +41,12 @@ pub(super) struct Board {
     pub(super) propagation_p99: Option<f64>,
     pub(super) cpu: f64,
     pub(super) resident_bytes: f64,
+    /// What somebody should look at, in words.
+    pub(super) warnings: Vec<&'static str>,
 }
+
+/// A stream that is told nothing fresh for this long, in seconds, is frozen.
+const FROZEN_AFTER: f64 = 0.9;
 
 /// Two looks.
 struct Span<'a> {
@@ -77,6 +84,29 @@ impl Span<'_> {
             (lower, below) = (bound, count);
         }
         None
+    }
+}
+
+impl Span<'_> {
+    fn warnings(&self) -> Vec<&'static str> {
+        const AS_OF: &str = "avouch_feed_as_of_timestamp_seconds";
+        let level = |name| self.now.sum(name, &[]);
+        // By its own clock alone: the server's may say something else.
+        let frozen = self.seconds >= FROZEN_AFTER
+            && level(AS_OF) > 0.0
+            && self.now.sum(AS_OF, &[]) <= self.before.sum(AS_OF, &[]);
+        let key = [("state", "active")];
+        let keyless = !self.now.values("avouch_signing_keys", "state").is_empty()
+            && self.now.sum("avouch_signing_keys", &key) == 0.0;
+        [
+            (frozen, "the streams are told nothing fresh: the store proves no contact"),
+            (level("avouch_store_low_space") > 0.0, "space is low: nobody logs in or refreshes"),
+            (level("avouch_audit_down") > 0.0, "the audit log is down: nothing is administered"),
+            (keyless, "no key signs: no tokens are issued"),
+        ]
+        .into_iter()
+        .filter_map(|(is_so, what)| is_so.then_some(what))
+        .collect()
     }
 }
 
@@ -118,6 +148,7 @@ impl Board {
             calls,
             rotated: refreshes("rotated"),
             retried: refreshes("retried"),
+            sessions: Some(level("avouch_sessions")).filter(|count| count.is_finite()),
             reuses: level("avouch_refresh_reuses_total"),
             hashes: hashes("done"),
             hashes_shed: hashes("shed") + hashes("shed_source"),
@@ -136,6 +167,7 @@ impl Board {
             propagation_p99: span.quantile(0.99, PROPAGATION, &[]),
             cpu: span.rate("process_cpu_seconds_total", &[]),
             resident_bytes: level("process_resident_memory_bytes"),
+            warnings: span.warnings(),
         }
     }
 
@@ -147,45 +179,120 @@ impl Board {
             .map(|call| {
                 json!({
                     "method": call.method,
-                    "per_second": call.rate,
-                    "not_ok_per_second": call.not_ok,
-                    "in_flight": call.in_flight,
-                    "p50_ms": call.p50,
-                    "p99_ms": call.p99,
+                    "per_second": short(call.rate),
+                    "not_ok_per_second": short(call.not_ok),
+                    "in_flight": whole(call.in_flight),
+                    "p50_ms": call.p50.map(short),
+                    "p99_ms": call.p99.map(short),
                 })
             })
             .collect();
         json!({
             "calls": calls,
             "refreshes": {
-                "rotated_per_second": self.rotated,
-                "retried_per_second": self.retried,
-                "reuses": self.reuses,
+                "rotated_per_second": short(self.rotated),
+                "retried_per_second": short(self.retried),
+                "reuses": whole(self.reuses),
             },
+            "sessions": self.sessions.map(whole),
             "passwords": {
-                "hashed_per_second": self.hashes,
-                "shed_per_second": self.hashes_shed,
-                "queued": self.hashes_queued,
-                "running": self.hashes_running,
+                "hashed_per_second": short(self.hashes),
+                "shed_per_second": short(self.hashes_shed),
+                "queued": whole(self.hashes_queued),
+                "running": whole(self.hashes_running),
             },
             "store": {
-                "changes_per_second": self.commits,
-                "change_p99_ms": self.commit_p99,
-                "queued": self.store_queued,
-                "bytes": self.store_bytes,
+                "changes_per_second": short(self.commits),
+                "change_p99_ms": self.commit_p99.map(short),
+                "queued": whole(self.store_queued),
+                "bytes": whole(self.store_bytes),
             },
             "watchers": {
-                "open": self.watchers,
-                "lag": self.lag,
-                "frames_per_second": self.frames,
+                "open": whole(self.watchers),
+                "lag": whole(self.lag),
+                "frames_per_second": short(self.frames),
             },
             "revocations": {
-                "per_second": self.revoked,
-                "live": self.live,
-                "propagation_p50_ms": self.propagation_p50,
-                "propagation_p99_ms": self.propagation_p99,
+                "per_second": short(self.revoked),
+                "live": whole(self.live),
+                "propagation_p50_ms": self.propagation_p50.map(short),
+                "propagation_p99_ms": self.propagation_p99.map(short),
             },
-            "process": { "cores": self.cpu, "resident_bytes": self.resident_bytes },
+            "process": { "cores": short(self.cpu), "resident_bytes": whole(self.resident_bytes) },
+            "warnings": self.warnings,
         })
     }
+
+    /// For eyes: short enough for 80 columns.
+    pub(super) fn lines(&self) -> Vec<String> {
+        vec![
+            format!(
+                "watchers   {:.0} open, the last {:.0} revisions behind, {:.1} frames/s",
+                self.watchers, self.lag, self.frames
+            ),
+            format!(
+                "revoked    {:.1}/s, {:.0} live; to streams p50 {} p99 {}",
+                self.revoked,
+                self.live,
+                millis(self.propagation_p50),
+                millis(self.propagation_p99)
+            ),
+            format!(
+                "tokens     {:.1} rotated/s, {:.1} retried/s; {:.0} reused; {} sessions",
+                self.rotated,
+                self.retried,
+                self.reuses,
+                self.sessions.map_or_else(|| "-".to_owned(), |count| format!("{count:.0}"))
+            ),
+            format!(
+                "passwords  {:.1} hashed/s, {:.1} shed/s; {:.0} waiting, {:.0} running",
+                self.hashes, self.hashes_shed, self.hashes_queued, self.hashes_running
+            ),
+            format!(
+                "store      {:.1} changes/s, p99 {}; {:.0} waiting, {} on disk",
+                self.commits,
+                millis(self.commit_p99),
+                self.store_queued,
+                mebibytes(self.store_bytes)
+            ),
+            format!("process    {:.2} cores, {}", self.cpu, mebibytes(self.resident_bytes)),
+        ]
+    }
+}
+
+pub(super) const HEADING: [&str; 6] = ["METHOD", "CALLS/S", "NOT OK/S", "NOW", "P50 MS", "P99 MS"];
+
+impl Call {
+    /// As one row below the heading.
+    pub(super) fn row(&self) -> [String; 6] {
+        let time =
+            |time: Option<f64>| time.map_or_else(|| "-".to_owned(), |time| format!("{time:.2}"));
+        [
+            self.method.clone(),
+            format!("{:.1}", self.rate),
+            format!("{:.1}", self.not_ok),
+            format!("{:.0}", self.in_flight),
+            time(self.p50),
+            time(self.p99),
+        ]
+    }
+}
+
+fn millis(time: Option<f64>) -> String {
+    time.map_or_else(|| "-".to_owned(), |time| format!("{time:.2} ms"))
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{:.0} MiB", bytes / 1_048_576.0)
+}
+
+/// Thousandths are all that a rate or a quantile is good for.
+fn short(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}
+
+/// A count, without a decimal point.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a count")]
+fn whole(number: f64) -> u64 {
+    number.round() as u64
 }

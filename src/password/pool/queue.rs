@@ -14,6 +14,7 @@ use crate::metrics::HashRecorder;
 use crate::password::params::HashParams;
 use crate::password::pepper::Pepper;
 use crate::password::phc::PasswordHash;
+use crate::trace::Child;
 
 /// Sooner than this, a caller would only be turned away again.
 pub(super) const MIN_RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -29,6 +30,8 @@ pub(super) struct Job {
     pub(super) source: u64,
     /// When it was put in.
     pub(super) since: Instant,
+    /// Its wait, in the trace of its call.
+    pub(super) span: Child,
     pub(super) task: Task,
 }
 
@@ -107,9 +110,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn enqueue(&self, job: Job) -> Result<(), HashError> {
+    pub(super) fn enqueue(&self, mut job: Job) -> Result<(), HashError> {
         let mut state = self.lock();
-        self.admit(&mut state, job.source)?;
+        self.admit(&mut state, job.source).inspect_err(|_| job.span.fail("shed"))?;
         state.push(job);
         drop(state);
         self.wake.notify_one();

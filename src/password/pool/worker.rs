@@ -17,10 +17,12 @@ impl Shared {
             if let Some(recorder) = self.recorder.get() {
                 recorder.waited(job.since.elapsed());
             }
+            let span = job.span.then("password hash");
             match job.task {
                 Task::Hash { password, reply } => {
                     let result = self
                         .run(&mut engine, |engine| engine.hash(&password, self.entropy.bytes()));
+                    drop(span);
                     // The caller may have left by now.
                     let _ = reply.send(result);
                 }
@@ -28,6 +30,7 @@ impl Shared {
                     let known = stored.is_some();
                     let hash = stored.as_ref().unwrap_or(&self.unknown);
                     let result = self.run(&mut engine, |engine| engine.verify(&password, hash));
+                    drop(span);
                     let verdict = |matches: bool| match matches & known {
                         true => Verification::Match,
                         false => Verification::Mismatch,

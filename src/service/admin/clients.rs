@@ -10,6 +10,7 @@ use crate::domain::ids::ClientId;
 use crate::domain::secret::{SecretBytes, SecretText};
 use crate::service::Service;
 use crate::service::journal::Origin;
+use crate::service::traced::commit;
 use crate::store::{Changed, ClientChange};
 
 impl Service {
@@ -47,7 +48,7 @@ impl Service {
         client.secret_digest = secret.map(digest);
         client.disabled = false;
         client.created_at = now;
-        if !self.store.create_client(client.clone(), now).await? {
+        if !commit("create_client", self.store.create_client(client.clone(), now)).await? {
             return Err(AdminError::Taken);
         }
         self.administered("client_created", caller, None, Some(&client.id), None, origin);
@@ -173,7 +174,8 @@ impl Service {
         origin: &Origin,
     ) -> Result<(Client, Option<Entry>), AdminError> {
         let now: Timestamp = self.now();
-        let changed = self.store.change_client(id.clone(), change, cause, now).await;
+        let changed =
+            commit("change_client", self.store.change_client(id.clone(), change, cause, now)).await;
         // Whatever came of it: an error may leave the outcome open.
         self.clients.forget(&id);
         match changed? {
@@ -200,7 +202,8 @@ impl Service {
     ) -> Result<Option<Entry>, AdminError> {
         self.begin_change(caller, "delete_client", origin).await?;
         let cause = Cause { reason: Reason::ClientDisabled, initiator: Initiator::Admin };
-        let revoked = self.store.delete_client(id.clone(), cause, self.now()).await;
+        let revoked =
+            commit("delete_client", self.store.delete_client(id.clone(), cause, self.now())).await;
         self.clients.forget(&id);
         let revoked = revoked?;
         let entry = revoked.entry().cloned();

@@ -14,6 +14,7 @@ use crate::service::Service;
 use crate::service::authenticate::{AuthenticateError, Source, account_key, hash_error};
 use crate::service::clients::ClientProof;
 use crate::service::journal::Origin;
+use crate::service::traced::commit;
 use crate::store::{Changed, UserChange};
 
 /// A user to create.
@@ -102,7 +103,7 @@ impl Service {
             disabled: false,
             created_at: now,
         };
-        if !self.store.create_user(user.clone(), now).await? {
+        if !commit("create_user", self.store.create_user(user.clone(), now)).await? {
             return Err(AdminError::Taken);
         }
         self.administered("user_created", caller, Some(&user.subject), None, None, origin);
@@ -199,7 +200,11 @@ impl Service {
         let cause = Cause { reason: Reason::CredentialChanged, initiator: Initiator::Admin };
         let changed =
             self.change_user(caller, subject, change, Some(cause), "password_set", origin).await?;
-        self.store.clear_attempts(account_key(&user.username), None, self.now()).await?;
+        commit(
+            "clear_attempts",
+            self.store.clear_attempts(account_key(&user.username), None, self.now()),
+        )
+        .await?;
         Ok(changed)
     }
 
@@ -238,7 +243,7 @@ impl Service {
             return Err(AdminError::Credential(AuthenticateError::Refused));
         }
         // It was no failed guess, whatever the rules say of the new password.
-        self.store.clear_attempts(account, Some(source.key), now).await?;
+        commit("clear_attempts", self.store.clear_attempts(account, Some(source.key), now)).await?;
         let hash =
             self.new_password(&user, change.new_password, u64::from_be_bytes(source.key)).await?;
         let caller = Caller {
@@ -290,7 +295,7 @@ impl Service {
         origin: &Origin,
     ) -> Result<(User, Option<Entry>), AdminError> {
         let now = self.now();
-        match self.store.change_user(subject, change, cause, now).await? {
+        match commit("change_user", self.store.change_user(subject, change, cause, now)).await? {
             Changed::Unknown => Err(AdminError::NotFound),
             Changed::NameTaken => Err(AdminError::Taken),
             Changed::Stale => Err(AdminError::Credential(AuthenticateError::Refused)),
@@ -314,7 +319,9 @@ impl Service {
     ) -> Result<Option<Entry>, AdminError> {
         self.begin_change(caller, "delete_user", origin).await?;
         let cause = Cause { reason: Reason::AccountDeleted, initiator: Initiator::Admin };
-        let revoked = self.store.delete_user(subject.clone(), cause, self.now()).await?;
+        let revoked =
+            commit("delete_user", self.store.delete_user(subject.clone(), cause, self.now()))
+                .await?;
         let entry = revoked.entry().cloned();
         self.administered("user_deleted", caller, Some(&subject), None, entry.as_ref(), origin);
         Ok(entry)

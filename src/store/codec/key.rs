@@ -31,6 +31,9 @@ pub fn session_of(session: &Session) -> Vec<u8> {
     join(b'i', &[session.subject.as_str().as_bytes(), &[0], &created, session.id.as_bytes()])
 }
 
+/// Of looking at all sessions.
+pub const SESSIONS_DUE: &[u8] = b"x";
+
 /// Of looking at a session at a moment.
 pub fn session_due(at: Timestamp, id: SessionId) -> Vec<u8> {
     join(b'x', &[&due(at), id.as_bytes()])

@@ -46,7 +46,7 @@ impl EtcdSettings {
     /// The members and the prefix, as an operator writes them.
     pub(in crate::store) fn place(&self) -> String {
         let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
-        format!("{scheme}://{}/{}", self.endpoints.join(","), self.prefix)
+        format!("{scheme}://{}/{}", self.endpoints.join(","), self.prefix.trim_matches('/'))
     }
 }
 

@@ -8,10 +8,15 @@ use crate::domain::key::MacKeyId;
 use crate::store::engine::{KeyRange, Order, Reads, Txn};
 use crate::store::{RingChange, StoredRing};
 
+pub(super) fn version(reads: &dyn Reads) -> Decided<u64> {
+    reads.get(codec::RING_KEY)?.map_or(Ok(0), |bytes| codec::read_number(&bytes))
+}
+
+/// The ring, if nobody changes it meanwhile.
 pub(super) fn stored(reads: &dyn Reads) -> Decided<StoredRing> {
     let all = |kind: u8| reads.scan(&KeyRange::prefix(&[kind]), Order::Ascending, usize::MAX);
     // The version first: if the ring changes meanwhile, a change by this version conflicts.
-    let version = reads.get(codec::RING_KEY)?.map_or(Ok(0), |bytes| codec::read_number(&bytes))?;
+    let version = version(reads)?;
     let keys = all(b'k')?
         .iter()
         .map(|(at, bytes)| codec::read_key(id_in_key(at, 1)?, bytes))

@@ -4,30 +4,7 @@ use super::{Decided, array_in_key, codec, key};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Event, Revocation, Target};
 use crate::domain::ids::SessionId;
-use crate::store::Swept;
 use crate::store::engine::{KeyRange, Order, Rests, Txn};
-
-/// Removes up to `at_once` of each kind of record that is over, of the `limit` that come first.
-pub(super) fn some(
-    txn: &mut Txn<'_>,
-    limit: usize,
-    at_once: usize,
-    now: Timestamp,
-) -> Decided<Swept> {
-    let sessions = sweep_sessions(txn, at_once, now)?;
-    let events = sweep_events(txn, limit, at_once, now)?;
-    let attempts = sweep_attempts(txn, at_once, now)?;
-    let mut swept = Swept { sessions, events, attempts, more: false };
-    swept.more = any_reaches(&swept, at_once);
-    Ok(swept)
-}
-
-/// Whether there were as many of one kind as there may be.
-pub(super) fn any_reaches(swept: &Swept, limit: usize) -> bool {
-    [swept.sessions, swept.events, swept.attempts]
-        .into_iter()
-        .any(|count| usize::try_from(count).is_ok_and(|count| count >= limit))
-}
 
 /// The range of due keys of `kind` that are due at `now`.
 fn due_by(kind: u8, now: Timestamp) -> KeyRange {
@@ -38,15 +15,15 @@ fn due_by(kind: u8, now: Timestamp) -> KeyRange {
 
 /// It rests on the sessions that it looks at, and not on what is due: to sweep an entry that another
 /// has swept already changes nothing.
-fn sweep_sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
+pub(super) fn sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
     let due = txn.scan_committed(&due_by(b'x', now), Order::Ascending, limit, Rests::OnNothing)?;
     let mut keys = Vec::with_capacity(due.len());
     for (at, _) in &due {
         keys.push(key::session(SessionId::from_bytes(array_in_key(at)?)));
     }
-    let sessions = txn.get_committed(&keys, Rests::OnAll)?;
+    let records = txn.get_committed(&keys, Rests::OnAll)?;
     let mut removed = 0;
-    for ((at, _), bytes) in due.into_iter().zip(sessions) {
+    for ((at, _), bytes) in due.into_iter().zip(records) {
         let id = SessionId::from_bytes(array_in_key(&at)?);
         txn.delete(at);
         removed += 1;
@@ -67,7 +44,12 @@ fn sweep_sessions(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u3
 }
 
 /// Looks at the `limit` oldest events, and removes up to `at_once` of them.
-fn sweep_events(txn: &mut Txn<'_>, limit: usize, at_once: usize, now: Timestamp) -> Decided<u32> {
+pub(super) fn events(
+    txn: &mut Txn<'_>,
+    limit: usize,
+    at_once: usize,
+    now: Timestamp,
+) -> Decided<u32> {
     let log = KeyRange::prefix(b"e");
     let mut removed = 0;
     // An event never changes, and once it has expired it stays so.
@@ -88,7 +70,7 @@ fn sweep_events(txn: &mut Txn<'_>, limit: usize, at_once: usize, now: Timestamp)
     Ok(removed)
 }
 
-fn sweep_attempts(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
+pub(super) fn attempts(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u32> {
     let due = txn.scan_committed(&due_by(b'z', now), Order::Ascending, limit, Rests::OnNothing)?;
     let mut sources = Vec::with_capacity(due.len());
     for (at, _) in &due {
@@ -106,9 +88,9 @@ fn sweep_attempts(txn: &mut Txn<'_>, limit: usize, now: Timestamp) -> Decided<u3
         txn.delete(at);
         removed += 1;
         let Some(bytes) = bytes else { continue };
-        let attempts = codec::read_attempts(&bytes)?;
-        if now < attempts.expires_at {
-            txn.put(key::attempts_due(attempts.expires_at, account, source), Vec::new());
+        let known = codec::read_attempts(&bytes)?;
+        if now < known.expires_at {
+            txn.put(key::attempts_due(known.expires_at, account, source), Vec::new());
         } else {
             txn.delete(key::attempts(account, source));
         }

@@ -31,6 +31,9 @@ pub(super) const MARK: &str = "avouch.hwm";
 /// The file that says that a restore into the directory did not come to its end.
 pub(super) const UNFINISHED_RESTORE: &str = "restore.unfinished";
 
+/// Is there when the records go on elsewhere, and says where.
+const MOVED: &str = "avouch.moved";
+
 /// A second name for sled's newest snapshot, beside its directory.
 pub(super) const SNAPSHOT: &str = "avouch.snapshot";
 
@@ -75,7 +78,43 @@ pub(super) fn open(
     if path.join(UNFINISHED_RESTORE).try_exists().map_err(io_error(path))? {
         return Err(OpenError::Unfinished { path: path.display().to_string() });
     }
+    let moved = path.join(MOVED);
+    if moved.try_exists().map_err(io_error(&moved))? {
+        let to = fs::read_to_string(&moved).map_err(io_error(&moved))?;
+        let (place, to) = (path.display().to_string(), to.trim_end().to_owned());
+        return Err(OpenError::Moved { place, to });
+    }
     open_locked(path, settings, new_log_id, lock)
+}
+
+/// Opens the database in `path`, and says there that it goes `to` another place.
+pub(super) fn open_to_move(
+    path: &Path,
+    settings: &SledSettings,
+    new_log_id: LogId,
+    to: &str,
+) -> Result<Opened, OpenError> {
+    let lock = lock_dir(path)?;
+    if path.join(UNFINISHED_RESTORE).try_exists().map_err(io_error(path))? {
+        return Err(OpenError::Unfinished { path: path.display().to_string() });
+    }
+    // Before it is read: from what was read on, nobody may write.
+    let moved = path.join(MOVED);
+    fs::write(&moved, format!("{to}\n"))
+        .and_then(|()| File::open(&moved)?.sync_all())
+        .and_then(|()| sync_dir(path))
+        .map_err(io_error(&moved))?;
+    open_locked(path, settings, new_log_id, lock)
+}
+
+/// Takes back that the database in `path` goes to another place.
+pub(super) fn give_back(path: &Path) -> Result<(), OpenError> {
+    let _lock = lock_dir(path)?;
+    let moved = path.join(MOVED);
+    match fs::remove_file(&moved) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&moved)(error)),
+        Ok(()) | Err(_) => sync_dir(path).map_err(io_error(path)),
+    }
 }
 
 /// Opens or creates the database in `path`, whose lock is held, whether or not a restore is

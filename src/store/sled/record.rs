@@ -14,7 +14,7 @@ const META_BYTES: usize = 1 + 4 + 16 + 8 + 8 + 16;
 
 /// Identifies a record: what its checksum and its share of the digest are made of. It guards against
 /// a disk that errs, not against one who writes to it: such a one can compute it too.
-pub(super) fn fingerprint(key: &[u8], value: &[u8]) -> u128 {
+pub(in crate::store) fn fingerprint(key: &[u8], value: &[u8]) -> u128 {
     #[expect(clippy::cast_possible_truncation, reason = "any 64 bits of the hash are a seed")]
     let seed = XxHash3_128::oneshot(key) as u64;
     XxHash3_128::oneshot_with_seed(seed, value)

@@ -18,24 +18,7 @@ use super::record::{META_KEY, Meta, fingerprint, seal};
 use super::{SledEngine, SledSettings};
 use crate::domain::ids::LogId;
 use crate::store::OpenError;
-use crate::store::backup::{Change, Point};
-
-/// Why nothing was restored.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// There is something in the directory.
-    #[error("{path} is not empty; restore into an empty directory")]
-    NotEmpty {
-        /// The directory.
-        path: String,
-    },
-    /// What was given is not what the backup says it should come to.
-    #[error("the backup is damaged: {0}")]
-    Damaged(String),
-    /// The directory cannot be used.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-}
+use crate::store::backup::{Change, Point, RestoreError};
 
 /// A directory that is being restored. Dropped before its end, it is as empty as before.
 pub struct Restore {
@@ -58,17 +41,20 @@ impl Restore {
         let lock = lock_dir(path)?;
         let marker = path.join(UNFINISHED_RESTORE);
         if marker.try_exists().map_err(io_error(&marker))? {
+            // It was empty when that restore began. What a server left since that refused to start, its
+            // log of who did what or a key of its own, is no store, and stays.
             remove_ours(path, false).map_err(io_error(path))?;
-        }
-        let mut names = fs::read_dir(path)
-            .and_then(|entries| {
-                entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
-            })
-            .map_err(io_error(path))?;
-        // What a new file system has by itself.
-        names.retain(|name| name != UNFINISHED_RESTORE && name != "lost+found");
-        if !names.is_empty() {
-            return Err(RestoreError::NotEmpty { path: path.display().to_string() });
+        } else {
+            let mut names = fs::read_dir(path)
+                .and_then(|entries| {
+                    entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
+                })
+                .map_err(io_error(path))?;
+            // What a new file system has by itself.
+            names.retain(|name| name != "lost+found");
+            if !names.is_empty() {
+                return Err(RestoreError::NotEmpty { path: path.display().to_string() });
+            }
         }
         let mut restore = Self {
             path: path.to_owned(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::engine_suite::{count, decision, put, suite};
+use crate::store::engine_suite::{Shape, count, decision, put, suite};
 
 mod child;
 mod crash;
@@ -30,9 +30,9 @@ fn fresh() -> (TempDir, PathBuf) {
 fn does_what_an_engine_must() {
     let outer = tempfile::tempdir().unwrap();
     let made = AtomicU64::new(0);
-    suite(|| {
+    suite(Shape::HERE, async || {
         let n = made.fetch_add(1, Ordering::Relaxed);
-        Arc::new(open(&outer.path().join(n.to_string())).unwrap())
+        open(&outer.path().join(n.to_string())).unwrap()
     });
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use avouch::app::StoreOptions;
 use avouch::client::balance::{BalanceSettings, Replicas, Resolve, Target};
 use avouch::client::identity::{AuthenticateError, ClientCredential, Identity, KeySetError, Login};
 use avouch::client::watch::{Watch, WatchEvent, WatchSettings};
@@ -23,7 +22,7 @@ use tonic::transport::{Certificate, ClientTlsConfig};
 
 use super::calls::QUICK;
 use super::scripted::{Scripted, Step, in_the_end, status};
-use crate::harness::{NOW, Server, client, options};
+use crate::harness::{NOW, Server, client, memory, options};
 use crate::mtls::Ca;
 
 /// A deadline that no test is to reach.
@@ -312,7 +311,7 @@ async fn when_no_replica_can_be_reached_calls_fail_at_once_and_recover() {
 #[tokio::test]
 async fn a_connection_that_is_lost_or_told_to_end_has_the_name_looked_up_and_no_call_fails() {
     // Connections of this server end after a moment, politely.
-    let mut polite = options(StoreOptions::Memory);
+    let mut polite = options(memory());
     polite.grpc.settings.max_connection_age = Duration::from_millis(300);
     let server = Server::with(polite, Arc::new(ManualClock::new(NOW))).await;
     let names = Names::new([server.grpc]);
@@ -352,7 +351,7 @@ async fn each_replica_shows_a_certificate_for_the_name_whatever_its_address() {
         std::fs::write(&path, text).expect("written");
         path
     };
-    let mut secure = options(StoreOptions::Memory);
+    let mut secure = options(memory());
     secure.grpc.tls = Some(TlsSettings {
         client_ca_file: Some(write("ca.pem", &authority.pem)),
         client_auth: ClientAuth::Optional,

@@ -1,10 +1,9 @@
 //! The example of the README: it compiles, it works, and it is the one that the README shows.
 
-use avouch::app::StoreOptions;
 use avouch::pb::v1::identity_service_client::IdentityServiceClient;
 use tonic::transport::Channel;
 
-use crate::harness::{Server, options};
+use crate::harness::{Server, memory, options};
 use crate::support::readme::assert_shown;
 
 type Authorized = avouch::client::authorization::Authorized<Channel>;
@@ -36,7 +35,7 @@ async fn shown(
 async fn the_example_of_the_readme_works_and_is_this_one() {
     assert_shown(include_str!("example.rs"), "client");
 
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     let app = server.first_party("app").await;
     // By a name that the system resolves.
     let url = format!("http://localhost:{}", server.grpc.port());

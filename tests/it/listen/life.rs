@@ -1,7 +1,7 @@
 //! How connections and listeners end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use avouch::domain::entropy::SeededEntropy;
 use avouch::listen::listener::{DrainSummary, Listener};
@@ -27,6 +27,26 @@ async fn an_old_connection_is_asked_to_go_and_then_closed() {
     peer.until_closed().await;
     server.shows(|seen| seen.active == 0).await;
     server.serves_a_bystander().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_open_outlives_its_grace_but_not_every_bound() {
+    const KEPT: Duration = Duration::from_millis(1_500);
+    let settings = ListenSettings {
+        max_connection_age: Duration::from_millis(100),
+        max_connection_age_grace: Duration::from_millis(100),
+        max_kept_open: KEPT,
+        ..quick()
+    };
+    let server = Server::start(settings, None);
+    let mut peer = Raw::open(&server, &[]).await;
+    peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post_block("/keep"))).await;
+    peer.next_of(GOAWAY).await.expect("asked to go");
+    let asked = Instant::now();
+    peer.until_closed().await;
+    // The peer learns of the GOAWAY a little later than the server begins to count.
+    assert!(asked.elapsed() > KEPT / 2, "{:?}", asked.elapsed());
+    server.shows(|seen| seen.active == 0).await;
 }
 
 #[tokio::test]

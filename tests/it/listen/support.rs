@@ -111,6 +111,7 @@ fn service(stats: Arc<ListenStats>) -> AnyService {
         .into_axum_router()
         .route("/echo", post(async |body: Bytes| body))
         .route("/hold", post(std::future::pending::<Redirect>))
+        .route("/keep", post(keep))
         .route("/endless", post(async || Body::from_stream(endless())))
         .route("/idle", post(async || Body::from_stream(one_and_wait())))
         .route("/panic", post(async || -> Redirect { panic!("on purpose") }))
@@ -123,6 +124,15 @@ fn service(stats: Arc<ListenStats>) -> AnyService {
         |response: Response<_>| response.map(Body::new),
     );
     BoxCloneSyncService::new(service)
+}
+
+/// An answer that never ends, for which the connection is kept.
+async fn keep(Extension(peer): Extension<Arc<PeerInfo>>) -> Body {
+    let kept_open = peer.keep_open();
+    Body::from_stream(futures_util::stream::once(async move {
+        let _kept_open = kept_open;
+        std::future::pending::<Result<Bytes, Infallible>>().await
+    }))
 }
 
 type Chunks = futures_util::stream::BoxStream<'static, Result<Bytes, Infallible>>;

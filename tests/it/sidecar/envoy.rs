@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use avouch::app::StoreOptions;
 use avouch::pb::v1 as pb;
 use prost::Message as _;
 use tonic_health::pb::HealthCheckRequest;
@@ -10,13 +9,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::rig::{HeaderMap, HeaderValue, RULES, Said, Sidecar, question, until};
-use crate::harness::{Server, options, sled};
+use crate::harness::{Server, memory, options, sled};
 use crate::process::metric;
 use crate::tokens::payload;
 
 /// A server, a sidecar, and a user's token.
 pub(super) async fn shop() -> (Server, Sidecar, pb::ClientAuthentication, String) {
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     let sidecar = Sidecar::beside(&server, RULES, &[]).await;
     let app = server.first_party("app").await;
     server.add_user("ada").await;
@@ -283,7 +282,7 @@ async fn it_is_ready_once_the_set_is_complete_and_not_before() {
     assert_eq!(sidecar.check("GET", "/orders", &[]).await, Said::denied(401, "Bearer"));
     drop((taken, sidecar));
 
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     let sidecar = Sidecar::beside(&server, RULES, &[]).await;
     until("serving", async || health(&sidecar, "").await == ServingStatus::Serving).await;
     assert_eq!(

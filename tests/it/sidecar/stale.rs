@@ -1,7 +1,6 @@
 //! When the server is gone: what each policy says, for a token that nothing known revokes and for one
 //! that is known to be revoked.
 
-use avouch::app::StoreOptions;
 use avouch::pb::v1 as pb;
 use avouch::service::journal::Happening;
 use prost::Message as _;
@@ -10,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::rig::{Said, Sidecar, ask, forwarded, question, until};
-use crate::harness::{Server, options};
+use crate::harness::{Server, memory, options};
 use crate::support::proxy::Proxy;
 
 /// Rules of each policy, and the time after which it decides.
@@ -70,7 +69,7 @@ impl Way {
 
 #[tokio::test]
 async fn without_the_server_each_rule_says_what_its_policy_is() {
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     let way = Way::to(server.grpc).await;
     let client = server.powerful("sidecar").await;
     let sidecar = Sidecar::start(way.address, client, RULES, &[]).await;
@@ -125,7 +124,7 @@ async fn without_the_server_each_rule_says_what_its_policy_is() {
 
 #[tokio::test]
 async fn a_stale_token_is_asked_about_where_the_rule_says_so() {
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     // Nothing is ever fresh enough here: each token is asked about.
     let rules = "[[rule]]\nprefix = \"/\"\npolicy = \"introspect\"\nmax_staleness = \"0s\"\n";
     let sidecar = Sidecar::beside(&server, rules, &[]).await;
@@ -146,7 +145,7 @@ async fn a_stale_token_is_asked_about_where_the_rule_says_so() {
 
 #[tokio::test]
 async fn who_revokes_everything_does_not_blind_the_sidecar() {
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     let sidecar = Sidecar::beside(&server, RULES, &[]).await;
     let app = server.first_party("app").await;
     let operator = server.powerful("operator").await;
@@ -174,7 +173,7 @@ async fn who_revokes_everything_does_not_blind_the_sidecar() {
 
 #[tokio::test]
 async fn a_check_that_is_under_way_is_answered_before_the_end() {
-    let server = Server::with_system_clock(options(StoreOptions::Memory)).await;
+    let server = Server::with_system_clock(options(memory())).await;
     let proxy = Proxy::to(server.grpc).await;
     let client = server.powerful("sidecar").await;
     let rules = "[[rule]]\nprefix = \"/\"\npolicy = \"introspect\"\nmax_staleness = \"0s\"\n";

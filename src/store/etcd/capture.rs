@@ -1,0 +1,170 @@
+//! Reads the whole state as of one revision while others write: etcd keeps what was there then.
+//!
+//! The revision is that of a linearizable read, so everything that was acknowledged before is in it. If
+//! etcd compacts it while pages are still to be read, the capture is void and says so.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::client::{CallError, Client};
+use super::keys::{EVENT, Keys, unstamped};
+use super::pb::{KeyValue, RangeRequest};
+use super::request::range_of_one;
+use super::settings::EtcdSettings;
+use crate::domain::ids::{LogId, Revision};
+use crate::store::StoreError;
+use crate::store::backup::{Capture, CaptureError, Captured, Change, Point};
+use crate::store::engine::{ENGINE_PREFIX, KeyRange, event_key};
+use crate::store::sled::fingerprint;
+
+/// How many records are read at a time.
+const PAGE: i64 = 1_000;
+/// How many pages wait for a slow reader. The revision does not wait: see [`CaptureError::Compacted`].
+const PAGES_AHEAD: usize = 8;
+/// How long a page may take, with all that are asked for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everything under the prefix as of one revision, page by page.
+pub(super) struct Pages<'a> {
+    client: &'a Client,
+    next: Option<Vec<u8>>,
+    end: Vec<u8>,
+    revision: i64,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn new(client: &'a Client, keys: &Keys, revision: i64) -> Self {
+        let (start, end) = keys.range(&KeyRange { start: Vec::new(), end: None });
+        Self { client, next: Some(start), end, revision }
+    }
+
+    /// The next page; none after the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, CallError> {
+        let Some(start) = self.next.take() else { return Ok(None) };
+        let range = RangeRequest {
+            key: start.into(),
+            range_end: self.end.clone().into(),
+            limit: PAGE,
+            revision: self.revision,
+            ..RangeRequest::default()
+        };
+        let (mut found, _) = self.client.ranges(vec![range], Instant::now() + PATIENCE).await?;
+        let found = found.pop().unwrap_or_default();
+        if let (Some(last), true) = (found.kvs.last(), found.more) {
+            self.next = Some([&last.key, [0].as_slice()].concat());
+        }
+        Ok(Some(found.kvs))
+    }
+}
+
+/// The record that stands at a key, as decisions know it; none if it is the engine's own.
+pub(super) fn record(keys: &Keys, kv: &KeyValue) -> Result<Option<Change>, StoreError> {
+    let Some(key) = keys.key_at(&kv.key) else { return Ok(None) };
+    match key.first() {
+        None | Some(&ENGINE_PREFIX) => Ok(None),
+        Some(&EVENT) => {
+            let revision = Revision(u64::try_from(kv.mod_revision).unwrap_or_default());
+            Ok(Some((event_key(revision), Some(kv.value.to_vec()))))
+        }
+        Some(_) => Ok(Some((key.to_vec(), Some(unstamped(key, &kv.value)?)))),
+    }
+}
+
+/// A slot for the one capture that there may be.
+#[derive(Debug, Default)]
+pub(super) struct Capturing(Mutex<Weak<()>>);
+
+impl Capturing {
+    fn begin(&self) -> Result<Arc<()>, CaptureError> {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.strong_count() > 0 {
+            return Err(CaptureError::Busy);
+        }
+        let only = Arc::new(());
+        *current = Arc::downgrade(&only);
+        Ok(only)
+    }
+}
+
+/// A capture that goes on.
+pub(super) struct EtcdCapture {
+    pages: mpsc::Receiver<Result<Captured, CaptureError>>,
+    point: Option<Point>,
+    _only: Arc<()>,
+}
+
+impl EtcdCapture {
+    /// Begins, over a connection of its own.
+    pub(super) fn begin(
+        settings: &EtcdSettings,
+        log_id: LogId,
+        capturing: &Capturing,
+    ) -> Result<Self, CaptureError> {
+        let only = capturing.begin()?;
+        let (to, pages) = mpsc::channel(PAGES_AHEAD);
+        let (client, keys) = (Client::new(settings), Keys::new(&settings.prefix));
+        tokio::spawn(async move {
+            if let Err(error) = read(&client, &keys, log_id, &to).await {
+                _ = to.send(Err(error)).await;
+            }
+        });
+        Ok(Self { pages, point: None, _only: only })
+    }
+}
+
+impl From<CallError> for CaptureError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Compacted => Self::Compacted,
+            other => Self::Store(other.into()),
+        }
+    }
+}
+
+async fn read(
+    client: &Client,
+    keys: &Keys,
+    log_id: LogId,
+    to: &mpsc::Sender<Result<Captured, CaptureError>>,
+) -> Result<(), CaptureError> {
+    let head = range_of_one(keys.head());
+    let (found, revision) = client.ranges(vec![head], Instant::now() + PATIENCE).await?;
+    let head = found.first().and_then(|found| found.kvs.first()).map_or(0, |kv| kv.mod_revision);
+    let mut pages = Pages::new(client, keys, revision);
+    let mut digest = 0_u128;
+    while let Some(page) = pages.next().await? {
+        let mut changes = Vec::with_capacity(page.len());
+        for kv in &page {
+            if let Some((key, value)) = record(keys, kv)? {
+                let print = fingerprint(&key, value.as_deref().unwrap_or_default());
+                digest = digest.wrapping_add(print);
+                changes.push((key, value));
+            }
+        }
+        // Whoever reads has gone.
+        if !changes.is_empty() && to.send(Ok(Captured::Changes(changes))).await.is_err() {
+            return Ok(());
+        }
+    }
+    let number = |revision: i64| u64::try_from(revision).unwrap_or_default();
+    let point = Point { log_id, head: Revision(number(head)), counter: number(revision), digest };
+    _ = to.send(Ok(Captured::Point(point))).await;
+    Ok(())
+}
+
+impl Capture for EtcdCapture {
+    fn next(&mut self) -> Result<Captured, CaptureError> {
+        if let Some(point) = self.point {
+            return Ok(Captured::Point(point));
+        }
+        let gone = || StoreError::Unavailable("it was closed meanwhile".to_owned());
+        let read = self.pages.blocking_recv().ok_or_else(gone)??;
+        if let Captured::Point(point) = &read {
+            self.point = Some(*point);
+        }
+        Ok(read)
+    }
+}

@@ -1,0 +1,199 @@
+//! Follows the events of all replicas, by a watch of etcd on a connection of its own.
+//!
+//! The watch begins where the events were read, and goes on where it was cut: etcd gives every change
+//! from a revision on, in order, or says that it has compacted what comes next. Then the events are
+//! read anew, all as of one revision, what is newer than the log is added to it, what is gone was swept,
+//! and the watch begins after that revision. So there is no hole. What etcd says on its own about how
+//! far a watch has come is not relied on: members have been seen to say it too early.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::StreamExt as _;
+use tonic::{Request, Streaming};
+
+use super::client::{CallError, meaning};
+use super::core::Core;
+use super::log::Placed;
+use super::member::metadata;
+use super::pb::event::EventType;
+use super::pb::watch_client::WatchClient;
+use super::pb::watch_request::RequestUnion;
+use super::pb::{KeyValue, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse};
+use super::request::range_of_one;
+
+/// The longest pause before the watch is begun again.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a watch ended.
+enum Ended {
+    /// What comes next was compacted.
+    Compacted,
+    /// Something else, which another member may not have.
+    Cut(String),
+    /// The records are not those that were opened.
+    Replaced,
+}
+
+/// Follows the watch from `next` on, for as long as the engine lives.
+pub(super) async fn follow(core: Arc<Core>, mut next: i64) {
+    let mut member = 0_usize;
+    let mut pause = Duration::ZERO;
+    loop {
+        let (began, from) = (Instant::now(), next);
+        match watch(&core, member, &mut next).await {
+            Ended::Replaced => return,
+            Ended::Compacted => {
+                tracing::info!(from, "the watch fell behind what etcd keeps; the log is read anew");
+                match load(&core, core.deadline()).await {
+                    Ok(read) => next = read + 1,
+                    Err(error) => {
+                        core.note(&error);
+                        tracing::warn!(%error, "the log cannot be read");
+                    }
+                }
+            }
+            Ended::Cut(why) => {
+                tracing::info!(why, member, "the watch was cut");
+                member = member.wrapping_add(1);
+            }
+        }
+        if core.failure().is_some() {
+            return;
+        }
+        // One that went well for a while is begun again at once.
+        pause = if began.elapsed() > MAX_PAUSE {
+            Duration::ZERO
+        } else {
+            (pause * 2).clamp(Duration::from_millis(10), MAX_PAUSE)
+        };
+        sleep(pause).await;
+    }
+}
+
+/// Reads all events as of one revision into the log, and gives that revision.
+pub(super) async fn load(core: &Core, deadline: Instant) -> Result<i64, CallError> {
+    loop {
+        match load_once(core, deadline).await {
+            // It was compacted away while it was read.
+            Err(CallError::Compacted) if Instant::now() < deadline => {}
+            read => return read,
+        }
+    }
+}
+
+async fn load_once(core: &Core, deadline: Instant) -> Result<i64, CallError> {
+    let (mut events, revision) = core.read_all(core.keys.events(), deadline).await?;
+    let head = RangeRequest { revision, ..range_of_one(core.keys.head()) };
+    let (found, _) = core.client.ranges(vec![head], deadline).await?;
+    let head = found.first().and_then(|found| found.kvs.first()).map_or(0, |kv| kv.mod_revision);
+    events.sort_by_key(|event| event.mod_revision);
+    let there: HashSet<_> = events.iter().map(|event| event.key.clone()).collect();
+    core.log.retain(|at| there.contains(at));
+    core.log.add(events.into_iter().map(placed).collect(), head);
+    Ok(revision)
+}
+
+fn placed(kv: KeyValue) -> Placed {
+    Placed { revision: kv.mod_revision, at: kv.key, value: kv.value }
+}
+
+async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
+    let begun = timeout(core.client.request_timeout(), begin(core, member, *next)).await;
+    let mut stream = match begun {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Ended::Cut(error.to_string()),
+        Err(_) => return Ended::Cut("it did not begin in time".to_owned()),
+    };
+    let mut created = false;
+    loop {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            () = core.kick.notified() => return Ended::Cut("it is behind".to_owned()),
+            () = sleep(core.client.request_timeout()), if !created => {
+                return Ended::Cut("it did not begin in time".to_owned());
+            }
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ended::Cut("it ended".to_owned()),
+            Err(status) => {
+                let (_, token) = core.client.members();
+                if super::member::Token::is_refused(&status) {
+                    token.forget();
+                }
+                return Ended::Cut(meaning(&status).to_string());
+            }
+        };
+        if let Err(error) = core.client.check(message.header.as_ref(), 0) {
+            core.note(&error);
+            return if matches!(error, CallError::Replaced(_)) {
+                Ended::Replaced
+            } else {
+                Ended::Cut(error.to_string())
+            };
+        }
+        created |= message.created;
+        if message.compact_revision > 0 {
+            return Ended::Compacted;
+        }
+        if message.canceled {
+            return Ended::Cut(message.cancel_reason);
+        }
+        take(core, message, next);
+    }
+}
+
+/// Takes the changes of one message. Those of one revision may come in several.
+fn take(core: &Core, message: WatchResponse, next: &mut i64) {
+    let mut added = Vec::new();
+    let mut last = *next - 1;
+    for event in message.events {
+        let is_put = event.r#type() == EventType::Put;
+        let Some(kv) = event.kv else { continue };
+        last = last.max(kv.mod_revision);
+        if is_put {
+            added.push(placed(kv));
+        } else {
+            core.log.remove(&kv.key);
+        }
+    }
+    if !added.is_empty() {
+        let head = added.last().map_or(0, |event| event.revision);
+        core.log.add(added, head);
+    }
+    // A change has one event. What of its revision is still to come is swept events, which the next
+    // message removes, or a sweep that is told again.
+    *next = if message.fragment { last } else { last + 1 };
+}
+
+async fn begin(
+    core: &Core,
+    member: usize,
+    from: i64,
+) -> Result<Streaming<WatchResponse>, CallError> {
+    let (members, token) = core.client.members();
+    let member = members
+        .get(member % members.len().max(1))
+        .ok_or_else(|| CallError::Refused("no member is named".to_owned()))?;
+    let channel = member.connect().map_err(CallError::Unknown)?;
+    let token = token.shown_to(&channel).await?;
+    let (key, range_end) = core.keys.events();
+    let create = WatchCreateRequest {
+        key: key.into(),
+        range_end: range_end.into(),
+        start_revision: from,
+        progress_notify: false,
+        fragment: true,
+    };
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    // To end what it asks is to end the watch.
+    let asked = tokio_stream::once(create).chain(tokio_stream::pending());
+    let mut request = Request::new(asked);
+    *request.metadata_mut() = metadata(token.as_ref());
+    let mut watch = WatchClient::new(channel).max_decoding_message_size(64 << 20);
+    let answer = watch.watch(request).await.map_err(|status| meaning(&status))?;
+    Ok(answer.into_inner())
+}

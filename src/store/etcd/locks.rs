@@ -1,0 +1,51 @@
+//! Who changes the same record in this process does it one after another: each on what the one before
+//! left, instead of in vain.
+
+use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+const LOCKS: u64 = 1024;
+
+/// Locks on keys. Two keys may share one.
+pub(super) struct Locks {
+    locks: Vec<Arc<Mutex<()>>>,
+    hasher: RandomState,
+}
+
+/// What is locked.
+#[derive(Default)]
+pub(super) struct Locked {
+    which: BTreeSet<usize>,
+    _guards: Vec<OwnedMutexGuard<()>>,
+}
+
+impl Locked {
+    pub(super) fn covers(&self, which: &BTreeSet<usize>) -> bool {
+        which.is_subset(&self.which)
+    }
+}
+
+impl Locks {
+    pub(super) fn new() -> Self {
+        let locks = (0..LOCKS).map(|_| Arc::default()).collect();
+        Self { locks, hasher: RandomState::new() }
+    }
+
+    /// Which locks keys have.
+    pub(super) fn of<'a>(&self, keys: impl Iterator<Item = &'a Vec<u8>>) -> BTreeSet<usize> {
+        keys.filter_map(|key| usize::try_from(self.hasher.hash_one(key) % LOCKS).ok()).collect()
+    }
+
+    /// Waits for locks, in the one order in which everybody takes them.
+    pub(super) async fn lock(&self, which: BTreeSet<usize>) -> Locked {
+        let mut guards = Vec::with_capacity(which.len());
+        for lock in which.iter().filter_map(|number| self.locks.get(*number)) {
+            guards.push(Arc::clone(lock).lock_owned().await);
+        }
+        Locked { which, _guards: guards }
+    }
+}

@@ -1,0 +1,158 @@
+//! The connection to one member, and what is shown on it.
+
+use std::fs;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+
+use super::client::{CallError, meaning};
+use super::pb::AuthenticateRequest;
+use super::pb::auth_client::AuthClient;
+use super::settings::{EtcdLogin, EtcdSettings, EtcdTls};
+
+/// etcd cuts whoever pings more often than every five seconds.
+const PING_EVERY: Duration = Duration::from_secs(6);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One member.
+#[derive(Debug)]
+pub(super) struct Member {
+    endpoint: String,
+    tls: Option<EtcdTls>,
+    connect_timeout: Duration,
+    channel: Mutex<Option<Channel>>,
+}
+
+impl Member {
+    pub(super) fn new(endpoint: &str, settings: &EtcdSettings) -> Self {
+        Self {
+            endpoint: endpoint.to_owned(),
+            tls: settings.tls.clone(),
+            connect_timeout: settings.request_timeout,
+            channel: Mutex::default(),
+        }
+    }
+
+    /// The connection that is shared by all calls.
+    pub(super) fn channel(&self) -> Result<Channel, String> {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = &*channel {
+            return Ok(channel.clone());
+        }
+        let new = self.connect()?;
+        *channel = Some(new.clone());
+        Ok(new)
+    }
+
+    /// Makes the next call connect anew, with what the files hold then.
+    pub(super) fn forget(&self) {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// A connection of its own, made when it is first used.
+    pub(super) fn connect(&self) -> Result<Channel, String> {
+        let mut endpoint = Endpoint::from_shared(self.endpoint.clone())
+            .map_err(|error| format!("{}: {error}", self.endpoint))?
+            .connect_timeout(self.connect_timeout)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT);
+        if let Some(tls) = &self.tls {
+            endpoint = endpoint
+                .tls_config(client_tls(tls)?)
+                .map_err(|error| format!("the TLS files cannot be used: {error}"))?;
+        }
+        Ok(endpoint.connect_lazy())
+    }
+}
+
+fn client_tls(tls: &EtcdTls) -> Result<ClientTlsConfig, String> {
+    let read = |path: &std::path::Path| {
+        fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    let mut config =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&tls.ca_file)?));
+    if let Some((certificate, key)) = &tls.identity {
+        config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
+    }
+    Ok(config)
+}
+
+/// What goes with each call. A member without a leader answers nothing, rather than what it last knew.
+pub(super) fn metadata(token: Option<&AsciiMetadataValue>) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("hasleader", AsciiMetadataValue::from_static("true"));
+    if let Some(token) = token {
+        metadata.insert("token", token.clone());
+    }
+    metadata
+}
+
+/// What a login gave. It is good at every member.
+pub(super) struct Token {
+    login: Option<EtcdLogin>,
+    token: Mutex<Option<AsciiMetadataValue>>,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("login", &self.login).finish_non_exhaustive()
+    }
+}
+
+impl Token {
+    pub(super) fn new(login: Option<EtcdLogin>) -> Self {
+        Self { login, token: Mutex::default() }
+    }
+
+    /// The token, after a login if there is none. None where nobody logs in.
+    pub(super) async fn shown_to(
+        &self,
+        channel: &Channel,
+    ) -> Result<Option<AsciiMetadataValue>, CallError> {
+        let Some(login) = &self.login else { return Ok(None) };
+        if let Some(token) = &*self.token() {
+            return Ok(Some(token.clone()));
+        }
+        let password = fs::read_to_string(&login.password_file).map_err(|error| {
+            CallError::Refused(format!("{}: {error}", login.password_file.display()))
+        })?;
+        let request = AuthenticateRequest {
+            name: login.username.clone(),
+            password: password.trim_end_matches(['\r', '\n']).to_owned(),
+        };
+        let answer = AuthClient::new(channel.clone()).authenticate(request).await;
+        let token = match answer {
+            Ok(answer) => answer.into_inner().token,
+            // It has authentication off, and lets everybody in.
+            Err(status) if status.message().contains("authentication is not enabled") => {
+                return Ok(None);
+            }
+            Err(status) => return Err(meaning(&status)),
+        };
+        let mut token = AsciiMetadataValue::try_from(token)
+            .map_err(|_| CallError::Refused("the login gave no usable token".to_owned()))?;
+        token.set_sensitive(true);
+        *self.token() = Some(token.clone());
+        Ok(Some(token))
+    }
+
+    fn token(&self) -> std::sync::MutexGuard<'_, Option<AsciiMetadataValue>> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the next call log in again.
+    pub(super) fn forget(&self) {
+        self.token().take();
+    }
+
+    /// Whether an error says that the token is good no longer.
+    pub(super) fn is_refused(status: &Status) -> bool {
+        let text = status.message();
+        status.code() == Code::Unauthenticated
+            || text.contains("revision in header is old")
+            || text.contains("user name is empty")
+    }
+}

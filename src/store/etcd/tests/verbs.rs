@@ -1,0 +1,258 @@
+//! The verbs of the store on two engines, and how many calls each takes.
+
+use super::*;
+use crate::domain::client::{Lifetimes, ReuseDetection};
+use crate::domain::event::{Cause, Initiator, Reason};
+use crate::domain::ids::{ClientId, Epochs, Generation, SubjectId};
+use crate::domain::key::MacKeyId;
+use crate::domain::scope::Names;
+use crate::domain::secret::SecretBytes;
+use crate::domain::session::{Device, Presented, RotationRules, Session};
+use crate::domain::throttle::ThrottlePolicy;
+use crate::store::ledger::Ledger;
+use crate::store::{Level, NewSession, Opened, Revoked, Rotation, Store as _};
+
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+const CAUSE: Cause = Cause { reason: Reason::AdminAction, initiator: Initiator::Admin };
+
+fn client() -> ClientId {
+    "web".parse().unwrap()
+}
+
+fn subject(name: &str) -> SubjectId {
+    name.parse().unwrap()
+}
+
+fn new_session(name: &str, at: Timestamp) -> NewSession {
+    let entropy = entropy();
+    let session = Session {
+        id: entropy.session_id(),
+        subject: subject(name),
+        client: client(),
+        scope: Names::new(["read"]).unwrap(),
+        audience: Names::new(["orders"]).unwrap(),
+        epochs: Epochs::default(),
+        nonce: SecretBytes::new(entropy.bytes()),
+        generation: Generation::default(),
+        mac_key: MacKeyId(1),
+        created_at: at,
+        rotated_at: at,
+        idle_expires_at: at.after(Duration::from_secs(7 * 86_400)),
+        expires_at: at.after(Duration::from_secs(30 * 86_400)),
+        access_expires_at: at.after(Duration::from_secs(600)),
+        methods: Names::new(["pwd"]).unwrap(),
+        device: Device::default(),
+        revoked: None,
+    };
+    NewSession { session, max_per_subject: 3, clear_attempts: Some(([1; 8], [2; 8])) }
+}
+
+async fn rotate(
+    ledger: &Ledger<EtcdEngine>,
+    session: &Session,
+    generation: u32,
+    now: Timestamp,
+) -> Rotation {
+    let presented = Presented {
+        session: session.id,
+        generation: Generation(generation),
+        client: client(),
+        scope: None,
+        audience: None,
+        permitted_audience: session.audience.clone(),
+    };
+    let rules = RotationRules {
+        lifetimes: Lifetimes::default(),
+        reuse_detection: ReuseDetection::Enforce,
+        mac_key: MacKeyId(1),
+    };
+    // As Refresh does: whose token it is may be known from before.
+    assert!(ledger.recall_session(session.id).await.unwrap().is_some());
+    ledger.rotate(presented, rules, None, now).await.unwrap()
+}
+
+/// How many calls to etcd something takes.
+async fn calls<T>(ledger: &Ledger<EtcdEngine>, what: impl Future<Output = T>) -> (u64, T) {
+    let before = ledger.engine().calls();
+    let answer = what.await;
+    (ledger.engine().calls() - before, answer)
+}
+
+async fn two() -> (Etcd, Ledger<EtcdEngine>, Ledger<EtcdEngine>) {
+    let etcd = Etcd::start();
+    let settings = etcd.settings();
+    let (one, other) = (open(&settings).await, open(&settings).await);
+    (etcd, Ledger::new(one), Ledger::new(other))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_is_one_call_and_a_revocation_is_too() {
+    let (_etcd, one, other) = two().await;
+    let new = new_session("ada", NOW);
+    let session = new.session.clone();
+    assert_eq!(one.open_session(new, NOW).await, Ok(Opened::Open { evicted: None }));
+    for generation in 0..5 {
+        let (calls, rotation) = calls(&one, rotate(&one, &session, generation, NOW)).await;
+        assert!(matches!(rotation, Rotation::Rotated(_)), "{rotation:?}");
+        assert_eq!(calls, 1);
+    }
+    // The other has never seen it: it reads the session, and finds that nothing was revoked as it
+    // changes it.
+    other.open_session(new_session("bob", NOW), NOW).await.unwrap();
+    let (cold, rotation) = calls(&other, rotate(&other, &session, 5, NOW)).await;
+    assert!(matches!(rotation, Rotation::Rotated(_)), "{rotation:?}");
+    assert_eq!(cold, 2);
+    // Now this one has what is old.
+    let (stale, rotation) = calls(&one, rotate(&one, &session, 6, NOW)).await;
+    assert!(matches!(rotation, Rotation::Rotated(_)), "{rotation:?}");
+    assert_eq!(stale, 2);
+    // The answer to a retry is compared, too.
+    let (retry, rotation) = calls(&one, rotate(&one, &session, 6, NOW)).await;
+    assert!(matches!(rotation, Rotation::Retried(_)), "{rotation:?}");
+    assert_eq!(retry, 1);
+    let (revoke, revoked) = calls(&one, one.revoke_session(session.id, CAUSE, NOW)).await;
+    assert!(matches!(revoked, Ok(Revoked::Now(_))), "{revoked:?}");
+    assert_eq!(revoke, 1);
+    // Read your revocation, anywhere, at once.
+    let found = other.find_session(session.id).await.unwrap().unwrap();
+    assert!(found.revoked.is_some());
+    assert_eq!(other.revoke_session(session.id, CAUSE, NOW).await, Ok(Revoked::Already));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_present_one_token_anywhere_one_rotates_and_all_get_the_same() {
+    let (_etcd, one, other) = two().await;
+    let ledgers = [Arc::new(one), Arc::new(other)];
+    let new = new_session("ada", NOW);
+    let session = new.session.clone();
+    ledgers[0].open_session(new, NOW).await.unwrap();
+    for generation in 0..4_u32 {
+        let mut tasks = JoinSet::new();
+        for task in 0..8 {
+            let (ledger, session) = (Arc::clone(&ledgers[task % 2]), session.clone());
+            tasks.spawn(async move { rotate(&ledger, &session, generation, NOW).await });
+        }
+        let (mut rotated, mut all) = (0, Vec::new());
+        for rotation in tasks.join_all().await {
+            match rotation {
+                Rotation::Rotated(next) => {
+                    rotated += 1;
+                    all.push(*next);
+                }
+                Rotation::Retried(next) => all.push(*next),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(rotated, 1);
+        assert!(all.iter().all(|next| *next == all[0] && next.generation.0 == generation + 1));
+    }
+    // One of them again is reuse, whoever sees it, and ends the session everywhere.
+    let late = NOW.after(Duration::from_secs(60));
+    let reused = rotate(&ledgers[1], &session, 1, late).await;
+    assert!(matches!(reused, Rotation::Reused(_, _, Some(_))), "{reused:?}");
+    let after = rotate(&ledgers[0], &session, 4, late).await;
+    assert!(matches!(after, Rotation::Refused(..)), "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_has_more_sessions_than_the_limit_wherever_they_log_in() {
+    let (_etcd, one, other) = two().await;
+    let ledgers = [Arc::new(one), Arc::new(other)];
+    let mut tasks = JoinSet::new();
+    for task in 0..8 {
+        let ledger = Arc::clone(&ledgers[task % 2]);
+        let at = NOW.after(Duration::from_millis(u64::try_from(task).unwrap()));
+        tasks.spawn(async move { ledger.open_session(new_session("ada", at), at).await.unwrap() });
+    }
+    let opened = tasks.join_all().await;
+    let evicted =
+        opened.iter().filter(|opened| matches!(opened, Opened::Open { evicted: Some(_) }));
+    assert_eq!(evicted.count(), 5, "eight in, three left");
+    let sessions = ledgers[0].sessions_of(&subject("ada"), None, 99).await.unwrap();
+    let live = sessions.iter().filter(|(session, _)| session.revoked.is_none()).count();
+    assert_eq!((sessions.len(), live), (8, 3));
+    // An epoch that was raised there is seen here.
+    ledgers[1].raise_epoch(Level::Subject(subject("ada")), CAUSE, NOW).await.unwrap();
+    let stale = ledgers[0].open_session(new_session("ada", NOW), NOW).await.unwrap();
+    assert_eq!(stale, Opened::Stale);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_at_two_replicas_count_together() {
+    let (_etcd, one, other) = two().await;
+    let ledgers = [Arc::new(one), Arc::new(other)];
+    let policy = ThrottlePolicy { free_failures: 5, ..ThrottlePolicy::default() };
+    let mut tasks = JoinSet::new();
+    for task in 0..16 {
+        let ledger = Arc::clone(&ledgers[task % 2]);
+        tasks
+            .spawn(async move { ledger.begin_attempt([1; 8], [2; 8], policy, NOW).await.unwrap() });
+    }
+    let decisions = tasks.join_all().await;
+    let allowed =
+        |decision: &&_| matches!(decision, crate::domain::throttle::ThrottleDecision::Allow(_));
+    let alone = {
+        let memory = Ledger::new(crate::store::memory::MemoryEngine::new(server::LOG));
+        let mut alone = 0;
+        for _ in 0..16 {
+            let decision = memory.begin_attempt([1; 8], [2; 8], policy, NOW).await.unwrap();
+            alone += usize::from(allowed(&&decision));
+        }
+        alone
+    };
+    assert_eq!(decisions.iter().filter(allowed).count(), alone);
+    assert!(ledgers[0].clear_attempts([1; 8], None, NOW).await.is_ok());
+    let again = ledgers[1].begin_attempt([1; 8], [2; 8], policy, NOW).await.unwrap();
+    assert!(allowed(&&again));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_is_swept_however_much_it_is() {
+    const SESSIONS: usize = 100;
+    let (_etcd, one, other) = two().await;
+    let ledgers = [Arc::new(one), Arc::new(other)];
+    let mut tasks = JoinSet::new();
+    for number in 0..SESSIONS {
+        let ledger = Arc::clone(&ledgers[number % 2]);
+        tasks.spawn(async move {
+            let new = new_session(&format!("user-{number}"), NOW);
+            let id = new.session.id;
+            ledger.open_session(new, NOW).await.unwrap();
+            ledger.revoke_session(id, CAUSE, NOW).await.unwrap();
+            let policy = ThrottlePolicy::default();
+            let source = u64::try_from(number).unwrap().to_be_bytes();
+            ledger.begin_attempt([3; 8], source, policy, NOW).await.unwrap();
+            id
+        });
+    }
+    let ids = tasks.join_all().await;
+    let before = ledgers[1].head();
+    let later = NOW.after(Duration::from_secs(31 * 86_400));
+    // Both at once: what one has swept the other has not.
+    let both = tokio::join!(ledgers[0].sweep(1000, later), ledgers[1].sweep(1000, later));
+    let swept = [both.0.unwrap(), both.1.unwrap()];
+    assert!(swept.iter().all(|swept| !swept.more), "{swept:?}");
+    for ledger in &ledgers {
+        assert_eq!(ledger.sweep(1000, later).await.unwrap(), crate::store::Swept::default());
+        for id in &ids {
+            assert_eq!(ledger.find_session(*id).await, Ok(None));
+        }
+    }
+    let left = ledgers[0].engine().core.read_all(
+        ledgers[0].engine().core.keys.range(&crate::store::engine::KeyRange::prefix(b"")),
+        Instant::now() + Duration::from_secs(30),
+    );
+    let (left, _) = left.await.unwrap();
+    let keys: Vec<_> = left
+        .iter()
+        .map(|kv| ledgers[0].engine().core.keys.key_at(&kv.key).unwrap())
+        .filter(|key| !key.starts_with(b"!") && !key.starts_with(b"m/"))
+        .map(String::from_utf8_lossy)
+        .collect();
+    assert!(keys.is_empty(), "{keys:?}");
+    assert_eq!(ledgers[1].head(), before, "the log is empty, and its end where it was");
+    let settings = ledgers[0].engine().core.settings.clone();
+    let third = open(&settings).await;
+    assert_eq!(third.head(), before);
+    assert!(third.time_floor() >= later);
+}
