@@ -7,6 +7,9 @@
 #   image/build target/image/root
 #   buildah build --build-context root=target/image/root -t avouch .
 #
+# The same source makes the same files, wherever it is built; with `buildah build --timestamp 0` the same
+# image as well.
+#
 # For a release, name the builder by its digest: --build-arg BUILDER=rust:1.95-bookworm@sha256:...
 ARG BUILDER=docker.io/library/rust:1.95-bookworm
 

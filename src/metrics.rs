@@ -183,8 +183,8 @@ impl Metrics {
             sweep_duration: r.made_in_seconds("sweep_duration", "Time of one sweep", latency()),
             sessions: r.made(
                 "sessions",
-                "Sessions in the store, with those that are over and not swept yet, as counted in \
-                 the last 5 minutes; NaN before that",
+                "Sessions in the store, with those that are over and not swept yet, as counted of late; \
+                 NaN before that",
                 Gauge::default(),
             ),
             sessions_opened: r.number("sessions_opened", "Logins that opened a session"),

@@ -519,7 +519,8 @@ pub trait Store: Send + Sync + 'static {
     /// Sets who is told of durable events, in order, before any caller gets its answer.
     fn observe(&self, observer: Arc<dyn EntryObserver>);
 
-    /// The floor of the clock: no commit was ever made later than this.
+    /// The floor of the clock: no commit was ever made later than this; with other replicas, none that
+    /// was not noted by any.
     fn time_floor(&self) -> Timestamp;
 
     /// How the engine is doing.

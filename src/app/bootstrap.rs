@@ -1,8 +1,8 @@
 //! The first credentials: made once, written to files that only the owner reads, before the store
-//! knows of them, so that a crash in between leaves nothing that nobody can open. Or given in a file, the
-//! same one for every replica.
+//! knows of them, so that a crash in between leaves nothing that nobody can open.
 
 mod first_admin;
+pub mod given;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +16,8 @@ use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::scope::Names;
 use crate::service::Service;
-use crate::service::admin::AdminError;
 use crate::service::admin::users::NewUser;
 use crate::service::journal::Origin;
-
-/// The fewest characters of a secret that is given: 32 bytes in base64url. It is kept as a digest that
-/// guesses can be tried on, without a password's slow hash.
-const MIN_SECRET_LEN: usize = 43;
 
 /// The file with the key-encryption key, made by `--dev` alone.
 pub const ENCRYPTION_KEY: &str = "encryption.key";
@@ -74,11 +69,12 @@ pub async fn first_credentials(
     host: Option<&str>,
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
+    let mut clients = service.store().clients(None, 2).await?;
+    clients.retain(|client| client.id.as_str() != "login");
+    // Asked for afterwards: if another server made it a moment ago, it is there.
     if let Some(client) = service.store().find_client(&admin).await? {
         return first_admin::find(&client, data);
     }
-    let mut clients = service.store().clients(None, 2).await?;
-    clients.retain(|client| client.id.as_str() != "login");
     if !clients.is_empty() {
         return Ok(Made::default());
     }
@@ -97,45 +93,6 @@ pub async fn first_credentials(
     };
     let client = registration("admin", &name, false, &[audience.to_string()], &Right::ALL)?;
     first_admin::make(service, Client { lifetimes, ..client }, data).await
-}
-
-/// Registers the admin client whose credentials are in `file`, if there is no client at all. Any number of
-/// replicas may do so at once.
-///
-/// # Errors
-/// When the file holds no credentials, when its secret could be guessed, or when the store cannot be
-/// written.
-pub async fn given_credentials(
-    service: &Arc<Service>,
-    file: &Path,
-    lifetimes: Lifetimes,
-) -> Result<Made, BuildError> {
-    if !service.store().clients(None, 1).await?.is_empty() {
-        return Ok(Made::default());
-    }
-    let given =
-        ClientCredentials::read(file).map_err(|error| BuildError::Bootstrap(error.to_string()))?;
-    let secret = given.client_secret.filter(|secret| {
-        let text = secret.expose();
-        text.len() >= MIN_SECRET_LEN && text.bytes().all(|byte| byte.is_ascii_graphic())
-    });
-    let Some(secret) = secret else {
-        let file = file.display();
-        return Err(BuildError::Bootstrap(format!(
-            "{file}: client_secret must be {MIN_SECRET_LEN} visible characters or more: avs1_ and 32 random bytes in base64url"
-        )));
-    };
-    let audiences = [service.settings().own_audience.to_string()];
-    let client =
-        registration(&given.client_id, "First admin client", false, &audiences, &Right::ALL)?;
-    let client = Client { lifetimes, ..client };
-    let origin = Origin::default();
-    match service.create_client_with(&Caller::system(), client, Some(&secret), &origin).await {
-        Ok(_) => Ok(Made { admin_client: Some(file.to_owned()), ..Made::default() }),
-        // By another replica, a moment ago, with the same file.
-        Err(AdminError::Taken) => Ok(Made::default()),
-        Err(error) => Err(failed("client", error)),
-    }
 }
 
 fn registration(

@@ -285,13 +285,13 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let host = config.store.url.as_ref().map(|_| host_name());
     let (dev, host) = (config.dev, host.as_deref());
     let made = match &config.server.admin_client_file {
-        Some(path) => bootstrap::given_credentials(&service, path, lifetimes).await?,
+        Some(path) => bootstrap::given::register(&service, path, lifetimes).await?,
         None => bootstrap::first_credentials(&service, &data, dev, lifetimes, host).await?,
     };
     if let (Some(name), Some(at), Some(_)) = (&made.elsewhere, made.made, host) {
         tracing::info!(
             %name, %at,
-            "the credentials of the client `admin` are in admin-client.json in the server.files_dir of the replica that made it; whoever lost them needs another client with the right `admin`"
+            "the credentials of the client `admin` are in admin-client.json in the server.files_dir of the replica that made it"
         );
     }
     let facts = Started {

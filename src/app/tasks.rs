@@ -40,18 +40,18 @@ pub(super) async fn sweep(service: Arc<Service>, metrics: Arc<Metrics>, period: 
     }
 }
 
-/// How often the sessions are counted.
-const COUNT_EVERY: Duration = Duration::from_secs(300);
+/// The sessions are counted no more often than this, and take a thousandth of the time at the most.
+const COUNT_PAUSE: Duration = Duration::from_secs(15);
 
 /// Counts the sessions: not at each scrape, as it reads an index of all of them.
 pub(super) async fn count_sessions(service: Arc<Service>, metrics: Arc<Metrics>) {
-    let mut ticks = every(COUNT_EVERY);
     loop {
-        ticks.tick().await;
+        let began = Instant::now();
         match service.store().count_sessions().await {
             Ok(count) => metrics.sessions(count),
             Err(error) => tracing::warn!(%error, "cannot count the sessions"),
         }
+        tokio::time::sleep(COUNT_PAUSE.max(began.elapsed() * 1000)).await;
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::store_url::StoreUrl;
 /// nothing happened since: everybody logs in again.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch restore avouch.backup --data-dir /var/lib/avouch \\\n      --key-file /etc/avouch/encryption.key --revoke-everything\n  avouch restore avouch.backup --key-file encryption.key --revoke-everything \\\n      --store etcds://etcd-0:2379,etcd-1:2379,etcd-2:2379/avouch --etcd-ca-file ca.pem\n\nIt does not matter which engine the backup is of. The exit code is 65 when the\nbackup is damaged or cut off, 73 when there is something where it goes, 76 when\nanother version wrote the backup, 77 when the key is another. Nothing has\nchanged then; in an etcd, what a restore that was cut off has left opens for no\nserver, and the next restore removes it."
+    after_help = "Examples:\n  avouch restore avouch.backup --data-dir /var/lib/avouch \\\n      --key-file /etc/avouch/encryption.key --revoke-everything\n  avouch restore avouch.backup --key-file encryption.key --revoke-everything \\\n      --store etcds://etcd-0:2379,etcd-1:2379,etcd-2:2379/avouch \\\n      --etcd-ca-file ca.pem\n\nIt does not matter which engine the backup is of. The exit code is 65 when the\nbackup is damaged or cut off, 73 when there is something where it goes, 76 when\nanother version wrote the backup, 77 when the key is another. Nothing has\nchanged then; in an etcd, what a restore that was cut off has left opens for no\nserver, and the next restore removes it."
 )]
 pub(super) struct Restore {
     /// The backup; - for stdin.

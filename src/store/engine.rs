@@ -353,6 +353,11 @@ pub trait Engine: Send + Sync + 'static {
         }
     }
 
+    /// Whether other processes commit to the same log, each by a clock of its own.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// How many records of a kind one decision may sweep.
     fn sweeps_at_once(&self) -> usize {
         usize::MAX

@@ -39,7 +39,8 @@ pub use self::settings::{EtcdLogin, EtcdSettings, EtcdTls};
 use self::view::Trust;
 use super::backup::{Capture, CaptureError};
 use super::engine::{
-    Answer, Commit, Decision, Engine, EngineStatus, LoggedEvent, Observer, Query, TIME_KEY,
+    Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Query,
+    TIME_KEY,
 };
 use super::{OpenError, StoreError};
 use crate::domain::clock::Timestamp;
@@ -125,7 +126,8 @@ impl EtcdEngine {
             CallError::Replaced(what) => OpenError::Replaced { place: place.clone(), what },
             error => OpenError::Unreachable { place: place.clone(), what: error.to_string() },
         };
-        let client = Client::new(&settings);
+        let [first] = entropy.bytes::<1>();
+        let client = Client::new(&settings, usize::from(first));
         let keys = Keys::new(&settings.prefix);
         let deadline = Instant::now() + settings.deadline;
         let (meta, meta_changed) =
@@ -157,10 +159,10 @@ impl EtcdEngine {
             // Each decision looks at it.
             core.cache.learn(core.keys.at(TIME_KEY).into(), core.known(found, revision));
         }
-        let read = feed::load(&core, deadline).await.map_err(away)?;
+        let read = feed::load(&core).await.map_err(away)?;
         core.look_at_member().await;
         let tasks = vec![
-            tokio::spawn(feed::follow(Arc::clone(&core), read + 1)),
+            tokio::spawn(feed::follow(Arc::clone(&core), usize::from(first), read + 1)),
             tokio::spawn(look_at_members(Arc::clone(&core))),
         ];
         let time_floor = Timestamp::from_millis(time.unwrap_or_default());
@@ -208,6 +210,8 @@ impl Core {
             Ok(status) => {
                 let bytes = u64::try_from(status.db_size).unwrap_or_default();
                 self.counters.db_bytes.store(bytes, Ordering::Relaxed);
+                let low = status.errors.iter().any(|error| error.contains("NOSPACE"));
+                self.counters.low_space.store(low, Ordering::Relaxed);
             }
             Err(error) => self.note(&error),
         }
@@ -270,6 +274,15 @@ impl Engine for EtcdEngine {
 
     async fn recall(&self, query: Query<'_>) -> Result<Answer, StoreError> {
         self.core.ask(query, Trust::WhatIsThere).await
+    }
+
+    /// Counted by etcd, which reads no record for it.
+    async fn count(&self, range: KeyRange) -> Result<u64, StoreError> {
+        self.core.count(&range).await
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn sweeps_at_once(&self) -> usize {

@@ -107,6 +107,10 @@ impl<E: Engine> Engine for FaultEngine<E> {
         self.inner.recall(query).await
     }
 
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
     fn sweeps_at_once(&self) -> usize {
         self.inner.sweeps_at_once()
     }

@@ -399,13 +399,16 @@ impl<E: Engine> Store for Ledger<E> {
     }
 
     async fn ring(&self) -> Decided<StoredRing> {
+        // It is several records, and a query may see each at a moment of its own, in any order. Each
+        // change raises the version, so if that is the same before and after, they are of one ring.
+        let mut before = self.ask(ring::version).await?;
         for _ in 0..MAX_READS_OF_THE_RING {
             let stored = self.ask(ring::stored).await?;
-            // It is several records, and a query sees each at a moment of its own. Each change raises
-            // the version, so while that is the same they are of one ring.
-            if self.ask(ring::version).await? == stored.version {
+            let after = self.ask(ring::version).await?;
+            if before == after {
                 return Ok(stored);
             }
+            before = after;
         }
         Err(StoreError::Unavailable("the key ring is being changed by others".to_owned()))
     }
@@ -512,7 +515,9 @@ impl<E: Engine> Store for Ledger<E> {
 
     fn time_floor(&self) -> Timestamp {
         let floor = self.engine.time_floor();
-        if floor == Timestamp::default() {
+        // Ahead of the other replicas it would not be one of them: they do not take what comes from
+        // later than now. They keep the time meanwhile.
+        if floor == Timestamp::default() || self.engine.is_shared() {
             return floor;
         }
         Timestamp::from_millis(floor.as_millis().saturating_add(TIME_GRAIN_MILLIS))

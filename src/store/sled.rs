@@ -48,6 +48,7 @@ pub mod restore;
 mod sealer;
 mod space;
 
+pub(in crate::store) use self::pack::{Packer, read as entries_in};
 pub(in crate::store) use self::record::fingerprint;
 
 #[cfg(test)]

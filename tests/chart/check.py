@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import helm_python
 import kubernetes_validate
 import yaml
 
+import etcd
 import readme
 import rules
 
@@ -45,10 +47,11 @@ FOREIGN = {
     ("security.istio.io/v1", "RequestAuthentication"),
 }
 # Keys of the configuration that neither the chart sets nor `settings` takes: they name files that no
-# volume brings, or would take the audit log off the pod's output.
-LEFT_OUT = {"audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output", "password.blocklist_file"}
+# volume brings.
+LEFT_OUT = {"password.blocklist_file"}
 # What the chart says itself, of what other values say, and no setting may change.
 OWN = {
+    "audit.otlp_ca_file", "audit.otlp_endpoint", "audit.output",
     "etcd.ca_file", "etcd.cert_file", "etcd.key_file", "etcd.password_file",
     "etcd.plaintext_behind_mesh", "etcd.username", "issuer.audience", "issuer.url", "keys.backup_key_file", "keys.encryption_key_file", "limits.max_connections",
     "password.memory_kib", "password.pepper_file", "password.workers", "server.admin_client_file", "server.drain_delay",
@@ -169,7 +172,7 @@ def settings_schema():
 
 
 # The examples, and a namespace of each. One that mounts a directory of the node needs a privileged one.
-EXAMPLES = {"node-agent": "avouch-nodes", "restore": "identity", "sidecar": "shop"}
+EXAMPLES = {"migrate": "identity", "node-agent": "avouch-nodes", "restore": "identity", "sidecar": "shop"}
 
 
 def example(name):
@@ -259,6 +262,8 @@ REFUSED = [
     ({"resources.memory": "512Mi", "store.cache": "256Mi"}, "cache 384Mi"),
     ({"resources.memory": "512Mi", "settings.limits.connection_window_bytes": "128KiB"},
      "connections 250Mi"),
+    (ETCD | {"resources.memory": "256Mi"}, "resources.memory is 256Mi and at least 483Mi are needed: base 64Mi, "
+     "cache 128Mi, hashes 38Mi, connections 125Mi, streams 32Mi, sessions 0Mi, and a quarter more"),
     ({"resources.memory": "1G"}, "at '/resources/memory'"),
     ({"resources.cpu.limit": 2}, "at '/resources/cpu/limit'"),
     ({"persistence.size": "512Mi"}, "persistence.size is 512Mi and must be more than 1Gi"),
@@ -266,6 +271,15 @@ REFUSED = [
     ({"settings.server.listen": "0.0.0.0:1"}, "additional properties 'listen' not allowed"),
     ({"settings.keys.encryption_key_file": "/x"}, "'encryption_key_file' not allowed"),
     ({"settings.sotre.path": "/x"}, "additional properties 'sotre' not allowed"),
+    ({"audit.collectorUrl": "http://collector:4317"}, "audit.collectorUrl must begin with https://"),
+    ({"audit.collectorUrl": "https://collector:4317"}, "audit.collectorUrl is https and needs audit.caSecretName"),
+    ({"audit.caSecretName": "x"}, "audit.caSecretName has no effect"),
+    ({"audit.collectorUrl": "https://collector:4317", "audit.caSecretName": "x"},
+     "audit.collectorUrl needs networkPolicy.egress"),
+    ({"settings.telemetry.otlp_endpoint": "http://10.0.0.1:4317"},
+     "settings.telemetry.otlp_endpoint needs networkPolicy.egress"),
+    ({"audit.collectorUrl": "https://user@collector:4317"}, "at '/audit/collectorUrl'"),
+    ({"settings.audit.output": "/tmp/audit"}, "additional properties 'output' not allowed"),
     ({"pod.userId": 0}, "at '/pod/userId'"),
     ({"pod.labels": {"app.kubernetes.io/name": "x"}}, "invalid propertyName 'app.kubernetes.io/name'"),
     ({"pod.annotations": {"checksum/config": "x"}}, "invalid propertyName 'checksum/config'"),
@@ -378,6 +392,28 @@ class Chart(unittest.TestCase):
             found = [said for _, said in REFUSED
                      if re.search(re.escape(said.split(" is ")[0]), message) or re.match(pattern, said)]
             self.assertTrue(found, message)
+
+    def test_the_commands_of_the_readme_render(self):
+        commands = re.findall(r"^helm install avouch helm/avouch .*?(?<!\\)$", (CHART / "README.md").read_text(),
+                              re.M | re.S)
+        kinds = []
+        for command in commands:
+            words = shlex.split(command.replace("\\\n", " "))
+            self.assertEqual(words[:6], ["helm", "install", "avouch", "helm/avouch", "--namespace", "identity"])
+            self.assertEqual(set(words[6::2]), {"--set"})
+            values = {}
+            for word in words[7::2]:
+                path, value = word.split("=", 1)
+                # A dot in a key is escaped, and a list stands in braces or by its only index.
+                *way, key = [it.replace("\\.", ".") for it in re.split(r"(?<!\\)\.", path)]
+                inner = values
+                for step in way:
+                    step, first = (step[:-3], True) if step.endswith("[0]") else (step, False)
+                    inner = inner.setdefault(step, [{}] if first else {})
+                    inner = inner[0] if first else inner
+                inner[key] = value[1:-1].split(",") if value.startswith("{") else value
+            kinds.append(server(render(values))["kind"])
+        self.assertEqual(kinds, ["StatefulSet", "Deployment"])
 
     def test_everything_wrong_is_said_at_once(self):
         with self.assertRaises(helm_python.HelmError) as caught:
@@ -538,14 +574,16 @@ class Chart(unittest.TestCase):
     def test_files(self):
         for value, path in (("prometheusRule", "alerts.yaml"), ("dashboard", "dashboard.json")):
             values = changed(profile("cert-manager"), f"{value}.enabled", True)
-            if (CHART / "files" / path).exists():
-                source = yaml.safe_load((CHART / "files" / path).read_text())
-                (made,) = [it for it in render(values)
-                           if it["kind"] == "PrometheusRule" or "avouch.json" in it.get("data", {})]
-                self.assertEqual(made.get("spec") or json.loads(made["data"]["avouch.json"]), source)
-            else:
-                with self.assertRaises(helm_python.HelmError) as caught:
-                    render(values)
+            source = yaml.safe_load((CHART / "files" / path).read_text())
+            (made,) = [it for it in render(values)
+                       if it["kind"] == "PrometheusRule" or "avouch.json" in it.get("data", {})]
+            self.assertEqual(made.get("spec") or json.loads(made["data"]["avouch.json"]), source)
+            with tempfile.TemporaryDirectory() as scratch:
+                without = shutil.copytree(CHART, pathlib.Path(scratch) / "avouch",
+                                          ignore=shutil.ignore_patterns(path))
+                with helm_python.Chart.load(without) as chart, \
+                        self.assertRaises(helm_python.HelmError) as caught:
+                    chart.render(values, name="avouch", namespace="identity")
                 self.assertIn(f"this chart has no files/{path}", str(caught.exception))
 
     def test_readme_is_current(self):
@@ -652,6 +690,8 @@ class Cluster(unittest.TestCase):
                     for path, value in BACKUP.items():
                         values = changed(values, path, value)
                     known = objects + render(values)
+                    # That of the StatefulSet is made by its controller.
+                    known += [it for it in example("restore") if it["kind"] == "PersistentVolumeClaim"]
                 found = [f"{it['kind']}: {said}" for it in objects
                          for said in rules.linted(it, known)]
                 found += rules.joined(objects)
@@ -787,22 +827,74 @@ class Program(unittest.TestCase):
         text = config(objects).replace("/etc/avouch", f"{self.scratch}/etc")
         text = text.replace("/var/lib/avouch", f"{self.scratch}/var")
         text = re.sub(r'"0\.0\.0\.0:77\d\d"', '"127.0.0.1:0"', text)
-        for folder in ("etc/config", "etc/encryption", "var"):
+        for folder in ("etc/config", "var"):
             (self.scratch / folder).mkdir(parents=True)
         (self.scratch / "etc/config/avouch.toml").write_text(text)
-        self.secret("etc/encryption/encryption.key", base64.b64encode(os.urandom(32)).decode() + "\n")
+        if not (self.scratch / "etc/encryption/encryption.key").exists():
+            self.secret("etc/encryption/encryption.key", base64.b64encode(os.urandom(32)).decode() + "\n")
         args = [it.replace("/etc/avouch", f"{self.scratch}/etc") for it in container["args"]]
         with (self.scratch / "log").open("w") as log:
             process = subprocess.Popen([PROGRAM, *args], stdout=log, stderr=log,
                                        env=self.environment(container), cwd="/", umask=0o022)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
-        found = self.scratch / "var/data/addresses.json"
+        found = self.scratch / "var" / ("data" if "path" in tomllib.loads(text)["store"] else "") / "addresses.json"
         deadline = time.monotonic() + 120
         while not found.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertTrue(found.exists(), (self.scratch / "log").read_text())
         return process, json.loads(found.read_text())
+
+    def test_servers_on_etcd_start_as_rendered(self):
+        password = "a password of etcd"
+        values = profile("etcd")
+        member = etcd.Etcd(self.scratch / "member", values["etcd"]["prefix"] + "/",
+                           values["etcd"]["username"], password)
+        self.addCleanup(member.stop)
+        values = changed(values, "etcd.endpoints", [member.address])
+        # The listeners' own certificate is not what is tried here.
+        values = changed(changed(values, "tls", {"mode": "mesh"}), "networkPolicy.egress", [{}])
+        values = changed(values, "issuer.url", "http://id.example.com")
+        objects = render(values)
+        encryption = base64.b64encode(os.urandom(32)).decode()
+        credentials = json.dumps({"client_id": "admin", "client_secret": "avs1_" + "s" * 43})
+        home, servers = self.scratch, []
+        for number in range(3):
+            self.scratch = home / str(number)
+            for path, text in (
+                    ("etcd-ca/ca.crt", (member.files / "ca.crt").read_text()),
+                    ("etcd-certificate/tls.crt", (member.files / "client.crt").read_text()),
+                    ("etcd-certificate/tls.key", (member.files / "client.key").read_text()),
+                    ("etcd-password/password", password), ("encryption/encryption.key", encryption),
+                    ("admin-client/credentials.json", credentials)):
+                self.secret(f"etc/{path}", text)
+            servers.append(self.start(objects))
+        given = home / "0/etc/admin-client/credentials.json"
+
+        def listed(addresses):
+            done = self.run_program("client", "list", "--json", "--credentials", given,
+                                    "--server", f"http://{addresses['grpc']}", env={})
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return [json.loads(it)["client_id"] for it in done.stdout.splitlines()]
+
+        for _, addresses in servers:
+            self.wait_for(f"http://{addresses['ops']}/readyz", time.monotonic() + 120)
+            self.assertEqual(listed(addresses), ["admin"])
+        # What one of them was told the others know, and nobody keeps it but etcd.
+        done = self.run_program("client", "create", "web", "--audience", "orders", "--json", "--credentials",
+                                given, "--server", f"http://{servers[0][1]['grpc']}", env={})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for number, (process, addresses) in enumerate(servers):
+            self.assertEqual(listed(addresses), ["admin", "web"])
+            self.assertEqual([it.name for it in (home / f"{number}/var").iterdir()], ["addresses.json"])
+        done = self.run_program("client", "create", "backup", "--audience", "avouch", "--grant", "admin", "--json",
+                                "--credentials", given, "--server", f"http://{servers[1][1]['grpc']}", env={})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        (self.scratch / "etc/backup.json").write_text(done.stdout)
+        self.back_up(one(objects, "CronJob"), servers[2][1]["grpc"])
+        for process, _ in servers:
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
 
     def secret(self, name, text):
         """A file as the kubelet makes it of a Secret."""
@@ -964,6 +1056,26 @@ class Program(unittest.TestCase):
             group = agent["securityContext"]["runAsGroup"]
             self.assertIn(group, pod["securityContext"]["supplementalGroups"])
             self.assertNotEqual(pod["securityContext"]["runAsUser"], agent["securityContext"]["runAsUser"])
+
+    def test_the_example_of_a_migration_fits_both_engines(self):
+        job = next(it for it in example("migrate") if it["kind"] == "Job")
+        sled, values = render(profile("cert-manager")), profile("etcd")
+        values = changed(values, "etcd.prefix", "/avouch")
+        etcd_url = tomllib.loads(config(render(values)))["store"]["url"]
+        spec, whole = job["spec"]["template"]["spec"], server(sled)["spec"]["template"]["spec"]
+        self.assertEqual(spec["securityContext"], whole["securityContext"])
+        (container,) = spec["containers"]
+        self.accepted(container, "migrate")
+        self.assertIn(f"--from={tomllib.loads(config(sled))['store']['path']}", container["args"])
+        # 2379 need not be said.
+        (to,) = [it for it in container["args"] if it.startswith("--to=")]
+        self.assertEqual(to.replace(":2379", ""), f"--to={etcd_url}".replace(":2379", ""))
+        (claim,) = [it["persistentVolumeClaim"]["claimName"] for it in spec["volumes"] if it["name"] == "data"]
+        (template,) = server(sled)["spec"]["volumeClaimTemplates"]
+        self.assertEqual(claim, f"{template['metadata']['name']}-{server(sled)['metadata']['name']}-0")
+        done = self.run_program(*container["args"], env={})
+        self.assertIn("/etc/avouch/etcd-ca/ca.crt", done.stderr)
+        self.assertNotEqual(done.returncode, 0)
 
     def test_the_example_of_a_restore_fits_the_server(self):
         objects, served = example("restore"), render(profile("cert-manager"))

@@ -266,6 +266,8 @@ async fn what_the_collector_refuses_is_lost_and_said() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_longest_events_fit_what_a_collector_takes() {
     let collector = Collector::default();
+    // Until all of them wait, and go out in batches as large as they get.
+    collector.say(Says::No(Code::Unavailable));
     let log = AuditLog::otlp(to(collector.serve()), 5_000).expect("a log");
     let long = "é".repeat(2_000);
     for revision in 0..3_000 {
@@ -282,6 +284,7 @@ async fn the_longest_events_fit_what_a_collector_takes() {
                 .kid(&*long),
         );
     }
+    collector.say(Says::Yes);
     timeout(PATIENCE, log.flush()).await.expect("in time").expect("all of it is taken");
     assert_eq!((log.written(), log.failed()), (3_000, 0));
     assert!(revisions(&collector).into_iter().eq(0..3_000));

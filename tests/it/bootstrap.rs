@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use avouch::app::bootstrap::given_credentials;
+use avouch::app::bootstrap::given::register;
 use avouch::app::{Deps, StoreOptions, build};
 use avouch::cli::files::write_private;
 use avouch::domain::caller::Right;
@@ -46,7 +46,7 @@ async fn replicas_that_start_at_once_register_the_given_client_once() {
     let path = file(dir.path(), "root", SECRET);
     let gate = Gate(tokio::sync::Barrier::new(3));
     let bound = build(options(StoreOptions::Memory), Deps::system(Arc::new(gate))).await.unwrap();
-    let replica = || given_credentials(&bound.service, &path, Lifetimes::default());
+    let replica = || register(&bound.service, &path, Lifetimes::default());
     let started = async { tokio::join!(replica(), replica(), replica()) };
     let started = tokio::time::timeout(PATIENCE, started).await.expect("none sees a client yet");
     let mut made = 0;
@@ -63,7 +63,7 @@ async fn the_given_client_may_do_everything_and_later_starts_make_none() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "root", SECRET);
     let server = Server::start().await;
-    let made = given_credentials(&server.service, &path, Lifetimes::default()).await.unwrap();
+    let made = register(&server.service, &path, Lifetimes::default()).await.unwrap();
     assert_eq!(made.admin_client, Some(path));
     let root =
         pb::ClientAuthentication { client_id: "root".into(), client_secret: SECRET.to_owned() };
@@ -75,7 +75,7 @@ async fn the_given_client_may_do_everything_and_later_starts_make_none() {
 
     // Later starts make nothing, whatever the file says by then.
     let other = file(dir.path(), "other", SECRET);
-    let later = given_credentials(&server.service, &other, Lifetimes::default()).await.unwrap();
+    let later = register(&server.service, &other, Lifetimes::default()).await.unwrap();
     assert_eq!(later.admin_client, None);
     assert_eq!(server.service.store().clients(None, 9).await.unwrap().len(), 1);
     server.stop().await;
@@ -92,7 +92,7 @@ async fn credentials_that_could_be_guessed_are_refused() {
         ("", "43 visible characters or more"),
     ] {
         let path = file(dir.path(), "admin", secret);
-        let refused = given_credentials(&server.service, &path, Lifetimes::default()).await;
+        let refused = register(&server.service, &path, Lifetimes::default()).await;
         let said = refused.unwrap_err().to_string();
         assert!(said.contains(word) && said.contains("credentials.json"), "{said}");
         assert!(secret.is_empty() || !said.contains(secret));
@@ -100,11 +100,11 @@ async fn credentials_that_could_be_guessed_are_refused() {
     for text in ["{}", "admin", r#"{"client_id": "admin"}"#] {
         let path = dir.path().join("credentials.json");
         write_private(&path, text).unwrap();
-        let refused = given_credentials(&server.service, &path, Lifetimes::default()).await;
+        let refused = register(&server.service, &path, Lifetimes::default()).await;
         assert!(refused.is_err(), "{text}");
     }
     let missing = dir.path().join("missing.json");
-    assert!(given_credentials(&server.service, &missing, Lifetimes::default()).await.is_err());
+    assert!(register(&server.service, &missing, Lifetimes::default()).await.is_err());
     assert!(server.service.store().clients(None, 9).await.unwrap().is_empty());
     server.stop().await;
 }

@@ -41,7 +41,7 @@ fn the_help_of_every_command_shows_an_example() {
         waiting.extend(commands(&help).into_iter().map(|name| [path.clone(), vec![name]].concat()));
         seen += 1;
     }
-    assert_eq!(seen, 41);
+    assert_eq!(seen, 43);
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod layer;
 mod layering;
 mod listen;
 mod metrics;
+mod migrate;
 mod mtls;
 mod process;
 mod race;

@@ -21,7 +21,7 @@ fn finds(what: &str, properties: &[&'static str], scope: Scope, rules: Rules) {
     };
     let with = check(AVOUCH, properties);
     let all = with.unique_state_count();
-    for (name, path) in with.discoveries() {
+    if let Some((name, path)) = with.discoveries().into_iter().next() {
         panic!("{what}: {name} fails with the rule, too:\n{:#?}", path.into_actions());
     }
     for property in properties {

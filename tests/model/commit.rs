@@ -68,9 +68,8 @@ impl Cluster {
         if transaction.disowned && writes {
             state.note(Wrong::BrokenPromise);
         }
-        let lives = real::is_live(fresh.line, fresh.epoch);
         let gives = matches!(verdict, Verdict::Rotate(_) | Verdict::Retry);
-        if gives && !lives {
+        if gives && !fresh.lives() {
             state.note(Wrong::DeadRotated);
         }
         let told = match verdict {
@@ -245,13 +244,14 @@ impl Cluster {
         let Some(call) = state.calls[index].take() else { return };
         let Phase::Decided { told, after } = call.phase else { return };
         let honest = call.transaction.who == Who::Honest;
-        let lives = real::is_live(state.store.now.line, state.store.now.epoch);
+        let lives = state.store.now.lives();
         match told {
             Told::Tokens(generation, mac) => {
                 let got = &mut state.onlooker.got[usize::from(generation)];
-                let fork = *got != 0 && *got != mac + 1;
+                let another = *got != 0 && *got != mac + 1;
                 *got = mac + 1;
-                if fork {
+                // The successor of this token, and of no later one.
+                if another || call.transaction.ask != Ask::Refresh(generation - 1) {
                     state.note(Wrong::Fork);
                 }
                 if honest && generation > state.honest.generation {

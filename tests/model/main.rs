@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod broken;
+mod cells;
 mod commit;
 mod feed;
 mod holds;

@@ -59,7 +59,7 @@ pub(crate) fn all() -> Vec<Property<Cluster>> {
         always(ACKED, |_, state| {
             let newest = state.onlooker.got.iter().rposition(|mac| *mac > 0).unwrap_or(0);
             newest <= usize::from(state.store.now.line.generation)
-                && (!is_any_acked(state) || !lives(state))
+                && (!is_any_acked(state) || !state.store.now.lives())
         }),
         always(PROMISE, |_, state| !state.noted(Wrong::BrokenPromise)),
         always(NO_HOLES, |model, state| {
@@ -108,10 +108,6 @@ fn watchers<'a>(
 
 const fn holds(held: u8, wanted: u8) -> bool {
     wanted & !held == 0
-}
-
-fn lives(state: &State) -> bool {
-    real::is_live(state.store.now.line, state.store.now.epoch)
 }
 
 fn is_any_acked(state: &State) -> bool {

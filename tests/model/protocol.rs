@@ -6,7 +6,8 @@ use crate::properties;
 use crate::reached::{Reached, Situation};
 use crate::rules::{Rules, Scope};
 use crate::state::{
-    Ask, CALLS, Call, Honest, Left, Phase, REPLICAS, State, Told, Transaction, WATCHERS, Who, Wrong,
+    Ask, CALLS, Call, GENERATIONS, Honest, Left, Phase, REPLICAS, State, Told, Transaction,
+    WATCHERS, Who, Wrong,
 };
 
 /// The rotation and the feed of some replicas over one store.
@@ -61,6 +62,7 @@ pub(crate) enum Action {
 
 impl Cluster {
     pub(crate) fn new(scope: Scope, rules: Rules) -> Self {
+        assert!(usize::from(scope.honest + scope.thief) < GENERATIONS, "too many generations");
         Self { scope, rules, reached: Reached::default() }
     }
 

@@ -101,8 +101,11 @@ fn epochs(of_subject: u8) -> Epochs {
     Epochs { subject: Epoch(of_subject.into()), ..Epochs::default() }
 }
 
+/// What a Refresh is decided on: line, epoch, generation presented, MAC key, window, now.
+type Refresh = (Line, u8, u8, u8, u8, u8);
+
 thread_local! {
-    static REFRESHES: RefCell<HashMap<(Line, u8, u8, u8, u8, u8), Worth>> = RefCell::default();
+    static REFRESHES: RefCell<HashMap<Refresh, Worth>> = RefCell::default();
     static LIVES: RefCell<HashMap<(Line, u8), bool>> = RefCell::default();
     static VIEWS: RefCell<HashMap<([Happened; 4], u8), bool>> = RefCell::default();
 }

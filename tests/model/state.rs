@@ -7,6 +7,8 @@ pub(crate) const REPLICAS: usize = 3;
 pub(crate) const CALLS: usize = 2;
 /// The most watchers.
 pub(crate) const WATCHERS: usize = 2;
+/// The most generations: one more than there may be Refresh calls.
+pub(crate) const GENERATIONS: usize = 6;
 /// The most events.
 pub(crate) const EVENTS: usize = 4;
 
@@ -37,6 +39,14 @@ pub(crate) struct Seen {
     pub(crate) line: Line,
     pub(crate) version: u8,
     pub(crate) epoch: u8,
+}
+
+impl Seen {
+    /// Whether nobody revoked the session or its subject: by the onlooker's own lights, whatever the
+    /// crate's functions say.
+    pub(crate) const fn lives(&self) -> bool {
+        !self.line.revoked && self.epoch == 0
+    }
 }
 
 /// What the cluster has committed.
@@ -218,7 +228,7 @@ pub(crate) struct Onlooker {
     /// When the parent of the current token was spent, truly.
     pub(crate) spent_at: u8,
     /// The MAC key of each generation as the first caller got it, plus one.
-    pub(crate) got: [u8; 5],
+    pub(crate) got: [u8; GENERATIONS],
     /// The highest cursor of an acknowledged Revoke.
     pub(crate) acked: u8,
     /// The same, of those that each replica has acknowledged.

@@ -3,7 +3,8 @@ which nothing can write to, as an arbitrary user without any capability. It serv
 finds a name over DNS, and drains.
 
     image.py PROGRAM     the root has this program, with the libraries that it loads
-    image.py --image     the root is made by image/build, and the image by buildah
+    image.py --image     the root is made by image/build, and the image by buildah; each a second time from
+                         another directory, which has to give the same bytes
 
 Needs root: it mounts, changes its root and its user.
 """
@@ -79,9 +80,54 @@ def libraries(program, root):
             shutil.copy(word, target)
 
 
+def context(into):
+    """Copies what a build of the Dockerfile has: what .dockerignore leaves."""
+    for line in Path(".dockerignore").read_text().splitlines():
+        if line.startswith("!"):
+            source, target = Path(line[1:]), into / line[1:]
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, target)
+    # Cargo builds nothing where a target that the manifest names is missing.
+    missing = targets(Path()) - targets(into)
+    assert not missing, f".dockerignore leaves out the target {missing}"
+
+
+def targets(directory):
+    """What Cargo can build there."""
+    said = run("cargo", "metadata", "--no-deps", "--locked", "--format-version=1", cwd=directory,
+               capture_output=True).stdout
+    return {it["name"] for it in json.loads(said)["packages"][0]["targets"]}
+
+
+def build_again(first, work):
+    """The same root from another directory, with another home of Cargo: no path is in it."""
+    source, out, home = work / "some/where/else", work / "again", work / "cargo-home"
+    source.mkdir(parents=True)
+    context(source)
+    home.symlink_to(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
+    run(source / "image/build", out, env=os.environ | {"CARGO_HOME": str(home)})
+    files = [sorted(str(it.relative_to(root)) for it in root.rglob("*") if it.is_file())
+             for root in (first, out)]
+    assert files[0] == files[1], files
+    for name in files[0]:
+        same = (first / name).read_bytes() == (out / name).read_bytes()
+        assert same, f"{name} differs between two builds"
+    print(f"built again elsewhere: the same {len(files[0])} files, byte by byte")
+    return out
+
+
 def image_root(root):
     """The root of the image that the Dockerfile makes from a root directory of image/build."""
     run("image/build", "target/image/root")
+    work = Path(tempfile.mkdtemp(prefix="avouch-again-"))
+    try:
+        image_of(root, [Path("target/image/root"), build_again(Path("target/image/root"), work)])
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def image_of(root, made):
+    """Unpacks the image that is made of each of these root directories, the same one."""
     static = subprocess.run(["ldd", "target/image/root/usr/bin/avouch"], check=False,
                             capture_output=True, text=True)
     assert "statically linked" in static.stdout, static
@@ -89,8 +135,10 @@ def image_root(root):
     buildah = ["buildah", "--storage-driver", "vfs", "--root", f"{storage}/root",
                "--runroot", f"{storage}/run"]
     try:
-        run(*buildah, "build", "--isolation", "chroot", "--quiet",
-            "--build-context", "root=target/image/root", "--tag", "avouch", ".")
+        images = [run(*buildah, "build", "--isolation", "chroot", "--quiet", "--timestamp", "0",
+                      "--build-context", f"root={it}", "--tag", "avouch", ".",
+                      capture_output=True, text=True).stdout.split()[-1] for it in made]
+        assert len(set(images)) == 1, f"two builds, two images: {images}"
         inspected = run(*buildah, "inspect", "--type", "image", "avouch", capture_output=True).stdout
         config = json.loads(inspected)["OCIv1"]["config"]
         user, group = config["User"].split(":")
@@ -186,12 +234,13 @@ def main(argument):
 
 def try_it(argument, work):
     root, data, secrets = work / "root", work / "data", work / "secrets"
-    for directory in (root, data, secrets):
+    for directory in (root, data, secrets, work / "context"):
         directory.mkdir()
     work.chmod(0o755)
     if argument == "--image":
         image_root(root)
     else:
+        context(work / "context")
         (root / "usr/bin").mkdir(parents=True)
         shutil.copy(argument, root / "usr/bin/avouch")
         libraries(argument, root)

@@ -145,6 +145,23 @@ before what is no value at all. */}}
 {{- $bad = append $bad (printf "resources.memory is %s and at least %sMi are needed: %s, and a quarter more" $v.resources.memory (include "avouch.mebibytes" $needed) (join ", " $said)) -}}
 {{- end -}}
 {{- end -}}
+{{- $collector := $v.audit.collectorUrl -}}
+{{- if and (hasPrefix "http://" $collector) (ne $v.tls.mode "mesh") -}}
+{{- $bad = append $bad "audit.collectorUrl must begin with https://, as tls.mode is not mesh" -}}
+{{- end -}}
+{{- if and (hasPrefix "https://" $collector) (not $v.audit.caSecretName) -}}
+{{- $bad = append $bad "audit.collectorUrl is https and needs audit.caSecretName to know the collector by" -}}
+{{- end -}}
+{{- if and $v.audit.caSecretName (not (hasPrefix "https://" $collector)) -}}
+{{- $bad = append $bad "audit.caSecretName has no effect: audit.collectorUrl does not begin with https://" -}}
+{{- end -}}
+{{- if and $collector $v.networkPolicy.enabled (not $v.networkPolicy.egress) -}}
+{{- $bad = append $bad "audit.collectorUrl needs networkPolicy.egress: the server may connect to nobody; name the collector there" -}}
+{{- end -}}
+{{- $traces := dig "telemetry" "otlp_endpoint" "" $v.settings -}}
+{{- if and $traces $v.networkPolicy.enabled (not $v.networkPolicy.egress) -}}
+{{- $bad = append $bad "settings.telemetry.otlp_endpoint needs networkPolicy.egress: the server may connect to nobody; name the collector there" -}}
+{{- end -}}
 {{- if $v.nodeAgent.enabled -}}
 {{- if not $v.nodeAgent.credentialsSecretName -}}
 {{- $bad = append $bad "nodeAgent.enabled needs nodeAgent.credentialsSecretName: avouch client create node-agent --audience avouch --grant watch --save credentials.json" -}}

@@ -43,6 +43,12 @@
 {{- else -}}
 {{- $_ := set $own "store" (dict "path" "/var/lib/avouch/data" "cache_bytes" (printf "%sB" $v.store.cache)) -}}
 {{- end -}}
+{{- if $v.audit.collectorUrl -}}
+{{- $_ := set $own "audit" (dict "output" "otlp" "otlp_endpoint" $v.audit.collectorUrl) -}}
+{{- if $v.audit.caSecretName -}}
+{{- $_ := set $own.audit "otlp_ca_file" "/etc/avouch/collector-ca/ca.crt" -}}
+{{- end -}}
+{{- end -}}
 {{- if $v.adminClient.secretName -}}
 {{- $_ := set $own.server "admin_client_file" (include "avouch.admin" .) -}}
 {{- end -}}

@@ -94,16 +94,17 @@ capabilities:
 {{- end -}}
 
 {{/* What the server needs, in bytes: a base, sled's cache half again, the hashes, what each connection
-may send ahead, what waits to be sent, the sessions; and a quarter more. */}}
+may send ahead, what waits to be sent, the sessions; and a quarter more. With etcd the server remembers
+at most 131,072 records of about 1 KiB, and the sessions are not in its memory. */}}
 {{- define "avouch.memory.parts" -}}
 {{- $windows := include "avouch.setting.bytes" (dict "root" . "key" "connection_window_bytes") | int64 -}}
 {{- $buffer := include "avouch.setting.bytes" (dict "root" . "key" "send_buffer_bytes") | int64 -}}
 base: {{ mul 64 1048576 }}
-cache: {{ if eq .Values.engine "sled" }}{{ div (mul (include "avouch.bytes" .Values.store.cache | int64) 3) 2 }}{{ else }}0{{ end }}
+cache: {{ if eq .Values.engine "sled" }}{{ div (mul (include "avouch.bytes" .Values.store.cache | int64) 3) 2 }}{{ else }}{{ mul 128 1048576 }}{{ end }}
 hashes: {{ mul (include "avouch.workers" . | int64) (int64 .Values.password.memoryKib) 1024 }}
 connections: {{ mul (int64 .Values.sizing.connections) $windows }}
 streams: {{ mul (int64 .Values.sizing.busyStreams) $buffer }}
-sessions: {{ mul (int64 .Values.sizing.sessions) 160 }}
+sessions: {{ if eq .Values.engine "sled" }}{{ mul (int64 .Values.sizing.sessions) 160 }}{{ else }}0{{ end }}
 {{- end -}}
 
 {{- define "avouch.setting.bytes" -}}

@@ -147,6 +147,11 @@ spec:
           mountPath: /etc/avouch/client-ca
           readOnly: true
         {{- end }}
+        {{- if .Values.audit.caSecretName }}
+        - name: collector-ca
+          mountPath: /etc/avouch/collector-ca
+          readOnly: true
+        {{- end }}
         {{- if .Values.adminClient.secretName }}
         - name: admin-client
           mountPath: /etc/avouch/admin-client
@@ -215,6 +220,15 @@ spec:
     {{- end }}
     {{- with .Values.tls.clientCaSecretName }}
     - name: client-ca
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+        items:
+          - key: ca.crt
+            path: ca.crt
+    {{- end }}
+    {{- with .Values.audit.caSecretName }}
+    - name: collector-ca
       secret:
         secretName: {{ . }}
         defaultMode: 0440

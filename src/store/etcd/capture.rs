@@ -2,6 +2,9 @@
 //!
 //! The revision is that of a linearizable read, so everything that was acknowledged before is in it. If
 //! etcd compacts it while pages are still to be read, the capture is void and says so.
+//!
+//! Index entries, which stand here one by one, are given in packs as sled keeps them, so that a backup
+//! is the same whichever engine it is of.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -17,8 +20,8 @@ use super::settings::EtcdSettings;
 use crate::domain::ids::{LogId, Revision};
 use crate::store::StoreError;
 use crate::store::backup::{Capture, CaptureError, Captured, Change, Point};
-use crate::store::engine::{ENGINE_PREFIX, KeyRange, event_key};
-use crate::store::sled::fingerprint;
+use crate::store::engine::{ENGINE_PREFIX, KeyRange, Value, event_key, is_index_key};
+use crate::store::sled::{Packer, fingerprint};
 
 /// How many records are read at a time.
 const PAGE: i64 = 1_000;
@@ -61,15 +64,15 @@ impl<'a> Pages<'a> {
 }
 
 /// The record that stands at a key, as decisions know it; none if it is the engine's own.
-pub(super) fn record(keys: &Keys, kv: &KeyValue) -> Result<Option<Change>, StoreError> {
+pub(super) fn record(keys: &Keys, kv: &KeyValue) -> Result<Option<(Vec<u8>, Value)>, StoreError> {
     let Some(key) = keys.key_at(&kv.key) else { return Ok(None) };
     match key.first() {
         None | Some(&ENGINE_PREFIX) => Ok(None),
         Some(&EVENT) => {
             let revision = Revision(u64::try_from(kv.mod_revision).unwrap_or_default());
-            Ok(Some((event_key(revision), Some(kv.value.to_vec()))))
+            Ok(Some((event_key(revision), kv.value.to_vec())))
         }
-        Some(_) => Ok(Some((key.to_vec(), Some(unstamped(key, &kv.value)?)))),
+        Some(_) => Ok(Some((key.to_vec(), unstamped(key, &kv.value)?))),
     }
 }
 
@@ -105,7 +108,7 @@ impl EtcdCapture {
     ) -> Result<Self, CaptureError> {
         let only = capturing.begin()?;
         let (to, pages) = mpsc::channel(PAGES_AHEAD);
-        let (client, keys) = (Client::new(settings), Keys::new(&settings.prefix));
+        let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
         tokio::spawn(async move {
             if let Err(error) = read(&client, &keys, log_id, &to).await {
                 _ = to.send(Err(error)).await;
@@ -134,25 +137,38 @@ async fn read(
     let (found, revision) = client.ranges(vec![head], Instant::now() + PATIENCE).await?;
     let head = found.first().and_then(|found| found.kvs.first()).map_or(0, |kv| kv.mod_revision);
     let mut pages = Pages::new(client, keys, revision);
-    let mut digest = 0_u128;
+    let (mut digest, mut packer) = (0_u128, Packer::default());
     while let Some(page) = pages.next().await? {
-        let mut changes = Vec::with_capacity(page.len());
+        let mut records = Vec::with_capacity(page.len());
         for kv in &page {
-            if let Some((key, value)) = record(keys, kv)? {
-                let print = fingerprint(&key, value.as_deref().unwrap_or_default());
-                digest = digest.wrapping_add(print);
-                changes.push((key, value));
+            match record(keys, kv)? {
+                Some((key, _)) if is_index_key(&key) => records.extend(packer.push(key)),
+                Some(record) => records.push(record),
+                None => {}
             }
         }
+        let changes = given(records, &mut digest);
         // Whoever reads has gone.
         if !changes.is_empty() && to.send(Ok(Captured::Changes(changes))).await.is_err() {
             return Ok(());
         }
     }
+    let changes = given(packer.finish().into_iter().collect(), &mut digest);
+    if !changes.is_empty() && to.send(Ok(Captured::Changes(changes))).await.is_err() {
+        return Ok(());
+    }
     let number = |revision: i64| u64::try_from(revision).unwrap_or_default();
     let point = Point { log_id, head: Revision(number(head)), counter: number(revision), digest };
     _ = to.send(Ok(Captured::Point(point))).await;
     Ok(())
+}
+
+/// Records as a capture gives them. Adds what they come to.
+fn given(records: Vec<(Vec<u8>, Value)>, digest: &mut u128) -> Vec<Change> {
+    for (key, value) in &records {
+        *digest = digest.wrapping_add(fingerprint(key, value));
+    }
+    records.into_iter().map(|(key, value)| (key, Some(value))).collect()
 }
 
 impl Capture for EtcdCapture {

@@ -70,12 +70,15 @@ pub(in crate::store) struct Client {
 }
 
 impl Client {
-    /// A client that has called nobody yet.
-    pub(in crate::store) fn new(settings: &EtcdSettings) -> Self {
-        let members = settings.endpoints.iter().map(|at| Member::new(at, settings)).collect();
+    /// A client that has called nobody yet. It begins with the member of this number, or whatever is left of it: not every replica with the
+    /// same.
+    pub(in crate::store) fn new(settings: &EtcdSettings, first: usize) -> Self {
+        let members: Vec<_> =
+            settings.endpoints.iter().map(|at| Member::new(at, settings)).collect();
+        let current = AtomicUsize::new(first % members.len().max(1));
         Self {
             members,
-            current: AtomicUsize::new(0),
+            current,
             token: Token::new(settings.login.clone()),
             request_timeout: settings.request_timeout,
             cluster_id: AtomicU64::new(0),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::cache::{Cache, Known};
 use super::client::{CallError, Client};
-use super::keys::{Keys, Stamp};
+use super::keys::{Keys, Part, Stamp, parts};
 use super::locks::Locks;
 use super::log::Log;
 use super::pb::RangeResponse;
@@ -18,7 +18,7 @@ use super::settings::EtcdSettings;
 use super::view::{Attempt, Over, Scan, Scanned};
 use crate::domain::entropy::Entropy;
 use crate::store::StoreError;
-use crate::store::engine::is_index_key;
+use crate::store::engine::{KeyRange, Order, is_index_key};
 
 /// The most records that are asked for at once.
 pub(super) const PAGE: usize = 500;
@@ -186,18 +186,18 @@ impl Core {
         }
     }
 
-    /// Everything in a range as of one revision: of now, if none is named. Gives the revision too.
+    /// Everything in a range as of one revision, which is not before this was called. Gives the revision
+    /// too.
     pub(super) async fn read_all(
         &self,
         range: (Vec<u8>, Vec<u8>),
-        deadline: Instant,
     ) -> Result<(Vec<super::pb::KeyValue>, i64), CallError> {
         let (mut from, end) = range;
         let (mut all, mut at) = (Vec::new(), 0);
         loop {
             let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
             let range = page((from, end.clone()), limit, at);
-            let (mut found, revision) = self.client.ranges(vec![range], deadline).await?;
+            let (mut found, revision) = self.client.ranges(vec![range], self.deadline()).await?;
             if at == 0 {
                 at = revision;
             }
@@ -209,6 +209,26 @@ impl Core {
                 Some(_) | None => return Ok((all, at)),
             }
         }
+    }
+
+    /// How many records a range holds.
+    pub(super) async fn count(&self, range: &KeyRange) -> Result<u64, StoreError> {
+        let (mut in_log, mut ranges) = (0, Vec::new());
+        for part in parts(range) {
+            match part {
+                Part::Log(range) => {
+                    in_log += self.log.scan(&range, Order::Ascending, usize::MAX).len()
+                }
+                Part::Stored(range) => {
+                    let all = page(self.keys.range(&range), 0, 0);
+                    ranges.push(super::pb::RangeRequest { count_only: true, ..all });
+                }
+            }
+        }
+        let asked = self.client.ranges(ranges, self.deadline()).await;
+        let (found, _) = asked.map_err(|error| self.noted(error))?;
+        let counted: i64 = found.iter().map(|found| found.count).sum();
+        Ok(u64::try_from(counted).unwrap_or_default() + u64::try_from(in_log).unwrap_or_default())
     }
 
     /// What the operations of a transaction that was carried out leave in the cache.

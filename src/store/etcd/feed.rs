@@ -27,6 +27,9 @@ use super::request::range_of_one;
 /// The longest pause before the watch is begun again.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often the log is read anew when it is compacted away meanwhile.
+const MAX_LOADS: u32 = 3;
+
 /// Why a watch ended.
 enum Ended {
     /// What comes next was compacted.
@@ -38,8 +41,7 @@ enum Ended {
 }
 
 /// Follows the watch from `next` on, for as long as the engine lives.
-pub(super) async fn follow(core: Arc<Core>, mut next: i64) {
-    let mut member = 0_usize;
+pub(super) async fn follow(core: Arc<Core>, mut member: usize, mut next: i64) {
     let mut pause = Duration::ZERO;
     loop {
         let (began, from) = (Instant::now(), next);
@@ -47,7 +49,7 @@ pub(super) async fn follow(core: Arc<Core>, mut next: i64) {
             Ended::Replaced => return,
             Ended::Compacted => {
                 tracing::info!(from, "the watch fell behind what etcd keeps; the log is read anew");
-                match load(&core, core.deadline()).await {
+                match load(&core).await {
                     Ok(read) => next = read + 1,
                     Err(error) => {
                         core.note(&error);
@@ -74,20 +76,21 @@ pub(super) async fn follow(core: Arc<Core>, mut next: i64) {
 }
 
 /// Reads all events as of one revision into the log, and gives that revision.
-pub(super) async fn load(core: &Core, deadline: Instant) -> Result<i64, CallError> {
-    loop {
-        match load_once(core, deadline).await {
+pub(super) async fn load(core: &Core) -> Result<i64, CallError> {
+    for _ in 0..MAX_LOADS {
+        match load_once(core).await {
             // It was compacted away while it was read.
-            Err(CallError::Compacted) if Instant::now() < deadline => {}
+            Err(CallError::Compacted) => {}
             read => return read,
         }
     }
+    Err(CallError::Compacted)
 }
 
-async fn load_once(core: &Core, deadline: Instant) -> Result<i64, CallError> {
-    let (mut events, revision) = core.read_all(core.keys.events(), deadline).await?;
+async fn load_once(core: &Core) -> Result<i64, CallError> {
+    let (mut events, revision) = core.read_all(core.keys.events()).await?;
     let head = RangeRequest { revision, ..range_of_one(core.keys.head()) };
-    let (found, _) = core.client.ranges(vec![head], deadline).await?;
+    let (found, _) = core.client.ranges(vec![head], core.deadline()).await?;
     let head = found.first().and_then(|found| found.kvs.first()).map_or(0, |kv| kv.mod_revision);
     events.sort_by_key(|event| event.mod_revision);
     let there: HashSet<_> = events.iter().map(|event| event.key.clone()).collect();

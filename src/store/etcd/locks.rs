@@ -20,12 +20,18 @@ pub(super) struct Locks {
 #[derive(Default)]
 pub(super) struct Locked {
     which: BTreeSet<usize>,
-    _guards: Vec<OwnedMutexGuard<()>>,
+    guards: Vec<(usize, OwnedMutexGuard<()>)>,
 }
 
 impl Locked {
     pub(super) fn covers(&self, which: &BTreeSet<usize>) -> bool {
         which.is_subset(&self.which)
+    }
+
+    /// Lets go of all but these.
+    pub(super) fn keep(&mut self, which: &BTreeSet<usize>) {
+        self.which.retain(|number| which.contains(number));
+        self.guards.retain(|(number, _)| which.contains(number));
     }
 }
 
@@ -43,9 +49,11 @@ impl Locks {
     /// Waits for locks, in the one order in which everybody takes them.
     pub(super) async fn lock(&self, which: BTreeSet<usize>) -> Locked {
         let mut guards = Vec::with_capacity(which.len());
-        for lock in which.iter().filter_map(|number| self.locks.get(*number)) {
-            guards.push(Arc::clone(lock).lock_owned().await);
+        for number in &which {
+            if let Some(lock) = self.locks.get(*number) {
+                guards.push((*number, Arc::clone(lock).lock_owned().await));
+            }
         }
-        Locked { which, _guards: guards }
+        Locked { which, guards }
     }
 }

@@ -12,7 +12,7 @@ use crate::domain::ids::Revision;
 use crate::store::engine::{KeyRange, LoggedEvent, Observer, Order, Value, event_key};
 use crate::store::group::{bounds, is_empty};
 
-use super::keys::revision_in;
+use super::keys::{EVENT, revision_in};
 
 /// An event and where it stands.
 #[derive(Clone, Debug)]
@@ -153,7 +153,7 @@ impl Log {
         let state = self.state();
         // A key that is no revision lies between two that are: the eight bytes that it begins with
         // say where to begin.
-        let first = range.start.get(1..).unwrap_or_default();
+        let first = range.start.strip_prefix(&[EVENT]).unwrap_or_default();
         let mut bytes = [0; 8];
         for (byte, from) in bytes.iter_mut().zip(first) {
             *byte = *from;

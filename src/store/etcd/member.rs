@@ -28,8 +28,10 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(endpoint: &str, settings: &EtcdSettings) -> Self {
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
+        let is_url = endpoint.contains("://");
         Self {
-            endpoint: endpoint.to_owned(),
+            endpoint: if is_url { endpoint.to_owned() } else { format!("{scheme}://{endpoint}") },
             tls: settings.tls.clone(),
             connect_timeout: settings.request_timeout,
             channel: Mutex::default(),

@@ -65,7 +65,7 @@ impl EtcdRecords {
 }
 
 async fn find(settings: &EtcdSettings) -> Result<(Meta, i64), OpenError> {
-    let (client, keys) = (Client::new(settings), Keys::new(&settings.prefix));
+    let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
     let own = vec![range_of_one(keys.meta())];
     let asked = client.ranges(own, Instant::now() + PATIENCE).await;
     let (found, _) = asked.map_err(|error| away(settings, &error))?;
@@ -91,7 +91,7 @@ async fn find(settings: &EtcdSettings) -> Result<(Meta, i64), OpenError> {
 }
 
 async fn change(settings: &EtcdSettings, to: Standing) -> Result<Meta, OpenError> {
-    let (client, keys) = (Client::new(settings), Keys::new(&settings.prefix));
+    let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
     loop {
         let (meta, known) = find(settings).await?;
         match meta.standing {

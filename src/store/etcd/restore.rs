@@ -21,8 +21,8 @@ use crate::domain::entropy::Entropy;
 use crate::domain::ids::{Cursor, LogId, Revision};
 use crate::store::OpenError;
 use crate::store::backup::{Change, Point, RestoreError};
-use crate::store::engine::{KeyRange, Value};
-use crate::store::sled::fingerprint;
+use crate::store::engine::{KeyRange, Value, is_index_key};
+use crate::store::sled::{entries_in, fingerprint};
 
 /// How many records go into one transaction. etcd takes 128 unless it is told otherwise.
 const BATCH_RECORDS: usize = 120;
@@ -47,7 +47,10 @@ pub struct EtcdRestore {
     batch: Vec<RequestOp>,
     batch_bytes: usize,
     writes: JoinSet<Result<i64, CallError>>,
-    given: Tally,
+    /// What was given comes to this, in packs.
+    digest: u128,
+    /// What is to be there then, one by one.
+    there: Tally,
     events: Vec<(Vec<u8>, Value)>,
 }
 
@@ -84,7 +87,7 @@ impl EtcdRestore {
         log_id: LogId,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, RestoreError> {
-        let client = Arc::new(Client::new(&settings));
+        let client = Arc::new(Client::new(&settings, 0));
         let keys = Keys::new(&settings.prefix);
         let failed = |error: CallError| unreachable(&settings, &error);
         let own = vec![range_of_one(keys.meta())];
@@ -118,7 +121,8 @@ impl EtcdRestore {
             batch: Vec::new(),
             batch_bytes: 0,
             writes: JoinSet::new(),
-            given: Tally::default(),
+            digest: 0,
+            there: Tally::default(),
             events: Vec::new(),
         };
         if left {
@@ -185,17 +189,32 @@ impl EtcdRestore {
             let Some(value) = value else {
                 return Err(RestoreError::Damaged("a record was removed while it was read".into()));
             };
-            self.given.add(&key, &value);
+            self.digest = self.digest.wrapping_add(fingerprint(&key, &value));
             if key.first() == Some(&EVENT) {
+                self.there.add(&key, &value);
                 self.events.push((key, value));
-                continue;
+            } else if is_index_key(&key) {
+                let entries = entries_in(&key, &value).ok_or_else(|| {
+                    RestoreError::Damaged("a pack of index entries cannot be read".to_owned())
+                })?;
+                for entry in entries {
+                    self.add(&entry, &[]).await?;
+                }
+            } else {
+                self.add(&key, &value).await?;
             }
-            let (at, stored) = (self.keys.at(&key), stamped(&key, &value, STAMP));
-            self.batch_bytes += at.len() + stored.len() + 16;
-            self.batch.push(put(at, stored));
-            if self.batch.len() >= BATCH_RECORDS || self.batch_bytes >= BATCH_BYTES {
-                self.flush().await?;
-            }
+        }
+        Ok(())
+    }
+
+    /// Writes a record, soon.
+    async fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), RestoreError> {
+        self.there.add(key, value);
+        let (at, stored) = (self.keys.at(key), stamped(key, value, STAMP));
+        self.batch_bytes += at.len() + stored.len() + 16;
+        self.batch.push(put(at, stored));
+        if self.batch.len() >= BATCH_RECORDS || self.batch_bytes >= BATCH_BYTES {
+            self.flush().await?;
         }
         Ok(())
     }
@@ -264,10 +283,7 @@ impl EtcdRestore {
     pub async fn finish(&mut self, point: &Point) -> Result<Cursor, RestoreError> {
         self.flush().await?;
         let mut events = std::mem::take(&mut self.events);
-        let of_events = events
-            .iter()
-            .fold(0_u128, |sum, (key, value)| sum.wrapping_add(fingerprint(key, value)));
-        if self.given.digest.wrapping_add(of_events) != point.digest {
+        if self.digest != point.digest {
             let text = "its records do not come to what it says";
             return Err(RestoreError::Damaged(text.to_owned()));
         }
@@ -285,10 +301,10 @@ impl EtcdRestore {
             self.arrived().await?;
         }
         let (head, there) = self.read_back().await?;
-        if there != self.given {
+        if there != self.there {
             return Err(RestoreError::Open(OpenError::Damaged {
                 path: self.settings.place(),
-                what: format!("{there:?} is there, {:?} was written", self.given),
+                what: format!("{there:?} is there, {:?} was written", self.there),
             }));
         }
         let whole = Meta { standing: Standing::Whole, ..self.meta };
@@ -313,7 +329,7 @@ impl EtcdRestore {
                 let found = record(&self.keys, kv);
                 let found = found.map_err(|error| RestoreError::Damaged(error.to_string()))?;
                 if let Some((key, value)) = found {
-                    tally.add(&key, value.as_deref().unwrap_or_default());
+                    tally.add(&key, &value);
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::metrics::StoreRecorder;
 /// How an [`EtcdEngine`](super::EtcdEngine) behaves.
 #[derive(Clone, Debug)]
 pub struct EtcdSettings {
-    /// The members, each `host:port`.
+    /// The members, each `host:port`, or that as an `http://` or `https://` URL.
     pub endpoints: Vec<String>,
     /// What every key begins with. Whoever has another prefix in the same etcd sees nothing of this
     /// avouch.
@@ -46,7 +46,9 @@ impl EtcdSettings {
     /// The members and the prefix, as an operator writes them.
     pub(in crate::store) fn place(&self) -> String {
         let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
-        format!("{scheme}://{}/{}", self.endpoints.join(","), self.prefix.trim_matches('/'))
+        let hosts = self.endpoints.iter().map(|at| at.split_once("://").map_or(&**at, |(_, at)| at));
+        let hosts: Vec<_> = hosts.collect();
+        format!("{scheme}://{}/{}", hosts.join(","), self.prefix.trim_matches('/'))
     }
 }
 

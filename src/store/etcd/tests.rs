@@ -9,6 +9,7 @@ use super::*;
 use crate::store::engine::Txn;
 use crate::store::engine_suite::{Shape, count, decision, get, number, put, suite};
 
+mod access;
 mod faults;
 mod proxy;
 mod server;
@@ -119,7 +120,7 @@ async fn what_one_engine_acknowledged_the_other_reads_at_once() {
 /// Adds a record of a kind if there are fewer than `max`.
 fn add_below(kind: &'static str, max: usize, name: String) -> Decision {
     Box::new(move |txn: &mut Txn<'_>| {
-        let range = crate::store::engine::KeyRange::prefix(kind.as_bytes());
+        let range = KeyRange::prefix(kind.as_bytes());
         let order = crate::store::engine::Order::Ascending;
         let rests = crate::store::engine::Rests::OnAdditions;
         let found = txn.scan_committed(&range, order, max + 1, rests)?.len();
@@ -147,12 +148,39 @@ async fn a_range_that_a_decision_rests_on_has_nothing_added_behind_it() {
         }
         let added = tasks.join_all().await.into_iter().filter(|added| *added).count();
         assert_eq!(added, 4, "no more than were allowed");
-        let range = crate::store::engine::KeyRange::prefix(kind.as_bytes());
+        let range = KeyRange::prefix(kind.as_bytes());
         let order = crate::store::engine::Order::Ascending;
         let there =
             crate::store::engine_suite::scan(&*engines[0], &range, order, 99).await.unwrap();
         assert_eq!(there.len(), 4);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_may_ask_for_more_than_a_transaction_compares() {
+    let etcd = Etcd::start();
+    let engine = open(&etcd.settings()).await;
+    let keys: Vec<_> = (0..200_u8).map(|n| vec![b'k', n]).collect();
+    for keys in keys.chunks(100) {
+        let keys = keys.to_vec();
+        let put_all = decision(move |txn| {
+            keys.iter().for_each(|key| txn.put(key.clone(), key.clone()));
+            txn.append(b"event".to_vec())
+        });
+        engine.commit(put_all).await.unwrap();
+    }
+    let rests = crate::store::engine::Rests::OnAll;
+    let found = engine.read(&|reads| Ok(Box::new(reads.get_many(&keys, rests)?))).await.unwrap();
+    let expected: Vec<_> = keys.iter().cloned().map(Some).collect();
+    assert_eq!(*found.downcast::<Vec<Option<Vec<u8>>>>().unwrap(), expected);
+    let all = KeyRange::prefix(b"");
+    assert_eq!(engine.count(all).await, Ok(202), "the events, too, and nothing of the engine's");
+    let too_many = decision(move |txn| {
+        (0..200_u8).for_each(|n| txn.put(vec![b'l', n], vec![n]));
+        Ok(())
+    });
+    let outcome = engine.commit(too_many).await.map(|_| ());
+    assert!(matches!(outcome, Err(StoreError::Internal(_))), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,6 +55,8 @@ pub(super) enum Trust {
     Cache,
     /// What is there; what is not may have been written since.
     WhatIsThere,
+    /// Nothing.
+    Nothing,
 }
 
 /// One call: what it has read so far, and what its last run rests on.
@@ -164,13 +166,9 @@ impl Attempt {
         self.run.got.values().all(|known| known.as_of >= moment)
     }
 
-    /// Whether, besides, it was so at one moment.
-    pub(super) fn is_of_one_moment(&self) -> bool {
-        let records = self.run.got.values().map(|known| known.as_of);
-        let scans = self.run.scanned.iter().filter_map(|(scan, _)| self.scans.get(scan));
-        let mut moments = records.chain(scans.map(|scanned| scanned.as_of));
-        let first = moments.next();
-        self.is_fresh() && moments.all(|moment| Some(moment) == first)
+    /// Takes nothing for true any more that was not read in this call.
+    pub(super) fn trust_nothing(&mut self) {
+        self.trust = Trust::Nothing;
     }
 
     /// Whether the cache has news of something that the last run rests on.
@@ -239,6 +237,7 @@ impl<'a> View<'a> {
             (Needs::Fresh, _) => fresh,
             (Needs::Any, _) | (Needs::Compared, Trust::Guesses | Trust::Cache) => true,
             (Needs::Compared, Trust::WhatIsThere) => fresh || newest.value.is_some(),
+            (Needs::Compared, Trust::Nothing) => fresh,
         };
         will_do.then_some(newest)
     }

@@ -5,7 +5,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::event::{Event, RETENTION, Revocation, Target};
 use crate::domain::ids::KeyId;
 use crate::domain::key::MacKeyId;
-use crate::store::engine::{KeyRange, Order, Reads, Txn};
+use crate::store::engine::{KeyRange, Order, Reads, Rests, Txn};
 use crate::store::{RingChange, StoredRing};
 
 pub(super) fn version(reads: &dyn Reads) -> Decided<u64> {
@@ -14,8 +14,11 @@ pub(super) fn version(reads: &dyn Reads) -> Decided<u64> {
 
 /// The ring, if nobody changes it meanwhile.
 pub(super) fn stored(reads: &dyn Reads) -> Decided<StoredRing> {
-    let all = |kind: u8| reads.scan(&KeyRange::prefix(&[kind]), Order::Ascending, usize::MAX);
-    // The version first: if the ring changes meanwhile, a change by this version conflicts.
+    // Whether it changed meanwhile, the version says to whoever asks.
+    let all = |kind: u8| {
+        let range = KeyRange::prefix(&[kind]);
+        reads.scan_many(&range, Order::Ascending, usize::MAX, Rests::OnNothing)
+    };
     let version = version(reads)?;
     let keys = all(b'k')?
         .iter()

@@ -25,7 +25,7 @@ pub(super) fn pack_of(db: &sled::Db, key: &[u8]) -> sled::Result<Option<(sled::I
 ///
 /// Each is written as what it has in common with the one before it, the first with the pack's key:
 /// the length of that in a byte, the length of the rest in two, the rest.
-pub(super) fn read(at: &[u8], mut packed: &[u8]) -> Option<Vec<Vec<u8>>> {
+pub(in crate::store) fn read(at: &[u8], mut packed: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut entries: Vec<Vec<u8>> = Vec::new();
     while !packed.is_empty() {
         let [common] = take(&mut packed)?;
@@ -53,6 +53,42 @@ pub(super) fn write(at: &[u8], entries: &[Vec<u8>]) -> Value {
         before = entry;
     }
     packed
+}
+
+/// Packs index entries that come in the order of their keys: for whoever has them one by one.
+#[derive(Default)]
+pub(in crate::store) struct Packer {
+    at: Vec<u8>,
+    entries: Vec<Vec<u8>>,
+}
+
+impl Packer {
+    /// Adds an entry. Gives the pack that is full, with its key.
+    pub(in crate::store) fn push(&mut self, entry: Vec<u8>) -> Option<(Vec<u8>, Value)> {
+        if self.at.first() != entry.first() {
+            let full = self.finish();
+            self.at = entry[..1].to_vec();
+            self.entries.push(entry);
+            return full;
+        }
+        self.entries.push(entry);
+        if self.entries.len() < 2 || write(&self.at, &self.entries).len() <= PACK_BYTES {
+            return None;
+        }
+        let next = self.entries.pop()?;
+        let full =
+            (std::mem::replace(&mut self.at, next.clone()), std::mem::take(&mut self.entries));
+        self.entries.push(next);
+        let packed = write(&full.0, &full.1);
+        Some((full.0, packed))
+    }
+
+    /// The last pack, if there is one.
+    pub(in crate::store) fn finish(&mut self) -> Option<(Vec<u8>, Value)> {
+        let (at, entries) = (std::mem::take(&mut self.at), std::mem::take(&mut self.entries));
+        let packed = write(&at, &entries);
+        (!entries.is_empty()).then_some((at, packed))
+    }
 }
 
 /// A pack in the making.
@@ -128,4 +164,28 @@ pub(super) fn repack<'a>(
         pack.finish(records);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_in_order_reads_back_and_begins_with_the_kind() {
+        let mut entries: Vec<Vec<u8>> =
+            (0..500_u32).map(|n| [b"isubject/".as_slice(), &n.to_be_bytes()].concat()).collect();
+        entries.extend((0..3_u8).map(|n| vec![b'x', n]));
+        let mut packer = Packer::default();
+        let mut packs: Vec<_> =
+            entries.iter().filter_map(|entry| packer.push(entry.clone())).collect();
+        packs.extend(packer.finish());
+        assert!(packer.finish().is_none());
+        let names: Vec<_> =
+            packs.iter().filter(|(at, _)| at.len() == 1).map(|(at, _)| at[0]).collect();
+        assert_eq!(names, *b"ix", "no key of a kind is below its first pack");
+        assert!(packs.len() > 10 && packs.iter().all(|(_, pack)| pack.len() <= PACK_BYTES));
+        assert!(packs.is_sorted());
+        let read: Vec<_> = packs.iter().flat_map(|(at, pack)| read(at, pack).unwrap()).collect();
+        assert_eq!(read, entries);
+    }
 }

@@ -125,6 +125,30 @@ async fn a_change_that_was_lost_on_its_way_is_made_by_the_next_try() {
     assert_eq!(number(get(&rig.direct, b"k").await.unwrap().as_deref()), 3, "each is made once");
 }
 
+/// A request may lie in a queue for as long as it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_before_the_fence_moved_comes_to_nothing_however_late_it_comes() {
+    let etcd = Etcd::start();
+    let engine = open(&etcd.settings()).await;
+    let (core, deadline) = (&engine.core, engine.core.deadline());
+    let send = |key: &'static [u8]| {
+        let mut attempt = view::Attempt::new(Trust::Guesses);
+        let (_, wanted) = attempt.decide(&put(key, b"1"), core.over());
+        core.transaction(&attempt, &wanted, core.stamp(), false).unwrap()
+    };
+    let (in_time, witness) = send(b"in time");
+    let floor = core.client.seen();
+    assert!(core.client.txn_once(in_time, deadline).await.unwrap().succeeded);
+    assert!(core.resolve(&witness, floor, deadline).await.unwrap().is_some());
+    let (late, witness) = send(b"late");
+    let floor = core.client.seen();
+    assert_eq!(core.resolve(&witness, floor, deadline).await, Ok(None), "it was not made");
+    assert!(!core.client.txn_once(late, deadline).await.unwrap().succeeded, "and never is");
+    assert_eq!(get(&engine, b"late").await, Ok(None));
+    let (next, _) = send(b"next");
+    assert!(core.client.txn_once(next, deadline).await.unwrap().succeeded);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_etcd_nothing_is_answered_and_nothing_is_proved_until_it_is_back() {
     let mut etcd = Etcd::start();
@@ -179,8 +203,12 @@ async fn a_watch_that_is_silent_proves_nothing_and_answers_no_change() {
     assert!(engine.prove_contact().await, "nothing happened that it did not tell of");
     direct.commit(count(b"c")).await.unwrap();
     assert!(!engine.prove_contact().await, "something did");
-    let outcome = engine.commit(count(b"c")).await.map(|_| ());
-    assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
+    // Nor that which only sees what the other did: it would name an end of the log that is before it.
+    let look = || decision(|txn| txn.get(b"c").map(|_| ()));
+    for change in [count(b"c"), look()] {
+        let outcome = engine.commit(change).await.map(|_| ());
+        assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
+    }
     assert!(engine.commit(add(b"k")).await.is_ok(), "what has no event needs no watch");
 }
 

@@ -51,12 +51,13 @@ impl Etcd {
 
     /// One with these arguments besides.
     pub(super) fn start_with(scheme: &'static str, arguments: &[&str]) -> Self {
+        let port = free_port();
         // It syncs each change; in memory that takes nothing.
         let memory = Path::new("/dev/shm");
         let data = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
         let mut etcd = Self {
             data: data.unwrap(),
-            port: free_port(),
+            port,
             peer_port: free_port(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             scheme,

@@ -238,10 +238,10 @@ async fn what_is_over_is_swept_however_much_it_is() {
             assert_eq!(ledger.find_session(*id).await, Ok(None));
         }
     }
-    let left = ledgers[0].engine().core.read_all(
-        ledgers[0].engine().core.keys.range(&crate::store::engine::KeyRange::prefix(b"")),
-        Instant::now() + Duration::from_secs(30),
-    );
+    let left = ledgers[0]
+        .engine()
+        .core
+        .read_all(ledgers[0].engine().core.keys.range(&KeyRange::prefix(b"")));
     let (left, _) = left.await.unwrap();
     let keys: Vec<_> = left
         .iter()
