@@ -18,7 +18,7 @@ use tower_layer::Layer as _;
 use crate::crypto::stream::StreamKey;
 use crate::crypto::{KeyFileError, OsEntropy, Sealer};
 use crate::domain::client::Lifetimes;
-use crate::domain::clock::{Clock, SystemClock, Timestamp};
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::LogId;
 use crate::domain::key::{KeyRecord, RingPolicy};
@@ -51,12 +51,13 @@ use crate::service::{Parts, Service, Settings};
 use crate::store::codec::SCHEMA_VERSION;
 use crate::store::etcd::{EtcdEngine, EtcdSettings};
 use crate::store::ledger::Ledger;
-use crate::store::memory::MemoryEngine;
+use crate::store::memory::{MemoryEngine, SharedReplica};
 use crate::store::sled::{SledEngine, SledSettings};
 use crate::store::{OpenError, Store, StoreError};
 
 pub mod agent;
 pub mod bootstrap;
+mod clock;
 pub mod etcd;
 pub mod journal;
 pub mod offline;
@@ -71,6 +72,8 @@ mod tasks;
 pub enum StoreOptions {
     /// In memory, for tests: it is gone with the process.
     Memory,
+    /// In a memory that several servers in this process share, for tests.
+    Shared(SharedReplica),
     /// In a directory.
     Sled {
         /// The directory.
@@ -200,6 +203,16 @@ pub enum BuildError {
     /// The hashing threads did not start.
     #[error("the password hasher cannot be started: {0}")]
     Hasher(String),
+    /// The replicas that run agree on another time than this machine.
+    #[error(
+        "the clock of this machine shows {here}, those of the replicas that run {others}; set it right, and start again"
+    )]
+    Clock {
+        /// What it shows here.
+        here: Timestamp,
+        /// What the middle one of theirs showed some seconds ago.
+        others: Timestamp,
+    },
     /// A listener did not bind.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -268,22 +281,6 @@ const STORE: &str = "store";
 
 type OpenStore = (Arc<dyn Store>, Option<watch::Receiver<Option<String>>>);
 
-/// How far a clock may be behind the store without a word: what verifiers allow.
-const CLOCK_LEEWAY: Duration = Duration::from_secs(60);
-
-/// The clock of the machine, which stands still while it is behind the store.
-fn system_clock(floor: Timestamp) -> Arc<dyn Clock> {
-    let wall = SystemClock::default().now();
-    let behind = floor.since(wall);
-    if behind > CLOCK_LEEWAY {
-        tracing::warn!(
-            %wall, store = %floor, behind = ?behind,
-            "the clock is behind the newest time in the store, and time stands still until it has caught up"
-        );
-    }
-    Arc::new(SystemClock::starting_at(floor))
-}
-
 /// Opens the store; where there is none yet, it begins with `log_id`.
 async fn open_store(
     options: &StoreOptions,
@@ -293,6 +290,7 @@ async fn open_store(
 ) -> Result<OpenStore, OpenError> {
     match options {
         StoreOptions::Memory => Ok((Arc::new(Ledger::new(MemoryEngine::new(log_id))), None)),
+        StoreOptions::Shared(replica) => Ok((Arc::new(Ledger::new(replica.clone())), None)),
         StoreOptions::Sled { path, settings } => {
             let settings = SledSettings {
                 schema_version: SCHEMA_VERSION,
@@ -340,9 +338,9 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
         .map_err(BuildError::BackupKey)?;
     let metrics = deps.metrics;
     let log_id = LogId::from_bytes(entropy.bytes());
-    let store_is_away = matches!(options.store, StoreOptions::Etcd(_));
     let (store, store_failed) = open_store(&options.store, log_id, &entropy, &metrics).await?;
-    let clock = deps.clock.unwrap_or_else(|| system_clock(store.time_floor()));
+    let store_is_away = store.board().is_some();
+    let clock = clock::of(&*store, deps.clock).await?;
     let keeper = KeyKeeper {
         store: Arc::clone(&store),
         sealer,
@@ -351,13 +349,14 @@ pub async fn build(options: Options, deps: Deps) -> Result<Bound, BuildError> {
     };
     let (stored, ring) = keeper.open(clock.now()).await?;
     let keys = Arc::new(KeyRing::new(ring));
-    let feed = Feed::start(
+    let feed = Feed::join(
         Arc::clone(&store),
         Arc::clone(&clock),
         Arc::clone(&entropy),
         Arc::new(BatchEncoder),
         options.feed,
-    )?;
+    )
+    .await?;
     feed.measure(metrics.feed_recorder());
     let key_publisher = Arc::new(PublishKeys(Arc::clone(&feed), Arc::clone(&store)));
     key_publisher.publish(&stored.keys);
@@ -518,6 +517,7 @@ impl Bound {
         ));
         background.spawn(tasks::count_sessions(Arc::clone(&service), Arc::clone(&self.metrics)));
         background.spawn(tasks::roll_keys(Arc::clone(&service)));
+        background.spawn(tasks::keep_time(Arc::clone(&service)));
         let store_is_away = self.store_latch.is_some();
         let contact = tasks::Contact {
             health: health.clone(),
@@ -566,6 +566,7 @@ impl Bound {
         service.feed().drain();
         stop_grpc.cancel();
         let drained = grpc.await.unwrap_or(DrainSummary { drained: 0, aborted: 0 });
+        service.feed().leave().await;
         service.store().close().await;
         stop_http.cancel();
         while http.join_next().await.is_some() {}

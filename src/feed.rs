@@ -22,6 +22,7 @@ use crate::metrics::{FeedRecorder, Level};
 use crate::store::{EntryObserver, Store, StoreError};
 
 pub mod filter;
+mod peers;
 mod registry;
 mod ring;
 mod settings;
@@ -30,6 +31,8 @@ mod source;
 pub mod subscription;
 mod tasks;
 
+pub use peers::{ClockStanding, Registration, clocks_of};
+use peers::{Joined, Peers};
 pub use registry::{Acked, Close, Waiter, WatcherInfo};
 use registry::{Registry, Watcher};
 pub use ring::Check;
@@ -52,6 +55,11 @@ struct KeySetFrame {
     through: Revision,
     frame: Bytes,
 }
+
+/// How old the proof may be that what is here is all there is, for an answer that rests on it.
+const RELY_FOR: Duration = Duration::from_secs(2);
+/// How long an answer waits for a newer proof.
+const PROOF_PATIENCE: Duration = Duration::from_millis(300);
 
 /// What a feed needs, whatever its source.
 struct Means {
@@ -81,12 +89,18 @@ struct Shared {
     /// streams takes the longer the more there are, and Revoke waits for `head`.
     tick: watch::Sender<u64>,
     key_set: RwLock<Option<KeySetFrame>>,
+    /// The newest event of those in `coarse`, those that are over too.
+    coarse_head: AtomicU64,
     /// The newest event that changed the published keys.
     keys_changed: watch::Sender<Revision>,
     draining: watch::Sender<bool>,
+    /// Rises with every proof.
+    proofs: watch::Sender<u64>,
     /// Another feed has taken its place.
     replaced: AtomicBool,
     registry: Registry,
+    /// The other replicas, if there can be any.
+    peers: Option<Arc<Peers>>,
     next_watch: AtomicU64,
     cut: AtomicU64,
     reread: AtomicU64,
@@ -99,6 +113,7 @@ impl Shared {
         log_id: LogId,
         view: Arc<View>,
         oldest: Option<Revision>,
+        peers: Option<Arc<Peers>>,
         Means { clock, entropy, encoder, settings }: Means,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -107,14 +122,17 @@ impl Shared {
             log_id,
             view,
             coarse: Mutex::default(),
+            coarse_head: AtomicU64::new(0),
             ring: Mutex::new(Ring::new(settings.ring_entries, settings.ring_bytes)),
             head: watch::Sender::new(Revision(0)),
             tick: watch::Sender::new(0),
             key_set: RwLock::default(),
             keys_changed: watch::Sender::new(Revision(0)),
             draining: watch::Sender::new(false),
+            proofs: watch::Sender::new(0),
             replaced: AtomicBool::new(false),
             registry: Registry::new(settings.max_watchers, settings.max_watchers_per_caller),
+            peers,
             next_watch: AtomicU64::new(u64::from_be_bytes(entropy.bytes())),
             cut: AtomicU64::new(0),
             reread: AtomicU64::new(0),
@@ -154,6 +172,7 @@ impl Shared {
                 self.view.apply(revocation);
                 if !matches!(revocation.target, Target::Token { .. } | Target::Session { .. }) {
                     self.coarse().insert(entry.revision, revocation.clone());
+                    self.coarse_head.fetch_max(entry.revision.0, Ordering::AcqRel);
                 }
             }
         }
@@ -215,7 +234,8 @@ impl Drop for Feed {
 }
 
 impl Feed {
-    /// Loads the live set and follows the store from then on. Must be called in a tokio runtime.
+    /// Loads the live set and follows the store from then on, as if no other replica followed it.
+    /// Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -226,11 +246,42 @@ impl Feed {
         encoder: Arc<dyn Encoder>,
         settings: FeedSettings,
     ) -> Result<Arc<Self>, StoreError> {
+        Self::load(store, None, Means { clock, entropy, encoder, settings })
+    }
+
+    /// Registers with the other replicas, if the store can have any, and then does as
+    /// [`Feed::start`]. Until [`Feed::leave`] the others count the watchers of this feed.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or others cannot be told.
+    pub async fn join(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        encoder: Arc<dyn Encoder>,
+        settings: FeedSettings,
+    ) -> Result<Arc<Self>, StoreError> {
+        // First: who registers is asked for its watchers from then on, and what is loaded after that
+        // has the events that others were not asked for.
+        let joined = match store.board() {
+            Some(board) => {
+                Some(Peers::join(board, Arc::clone(&clock), Arc::clone(&entropy)).await?)
+            }
+            None => None,
+        };
+        Self::load(store, joined, Means { clock, entropy, encoder, settings })
+    }
+
+    fn load(
+        store: Arc<dyn Store>,
+        joined: Option<Joined>,
+        means: Means,
+    ) -> Result<Arc<Self>, StoreError> {
         const PAGE: usize = 1024;
         let source = Arc::new(Stored(Arc::clone(&store)));
         let log_id = store.head().log_id;
-        let means = Means { clock, entropy, encoder, settings };
-        let shared = Shared::new(source, log_id, Arc::default(), None, means);
+        let peers = joined.as_ref().map(|joined| Arc::clone(&joined.peers));
+        let shared = Shared::new(source, log_id, Arc::default(), None, peers, means);
         // Listen first, read then: an event is in what is read, or heard, or both. Applying it
         // twice changes nothing.
         store.observe(Arc::new(Listener(Arc::downgrade(&shared))));
@@ -254,7 +305,10 @@ impl Feed {
             ring.head()
         };
         shared.head.send_modify(|known| *known = head.max(*known));
-        let tasks = tasks::spawn(&shared);
+        let mut tasks = tasks::spawn(&shared);
+        if let Some(joined) = joined {
+            tasks.extend(peers::spawn(&shared, joined));
+        }
         Ok(Arc::new(Self { shared, tasks }))
     }
 
@@ -276,7 +330,7 @@ impl Feed {
     ) -> Arc<Self> {
         let Known { view, coarse, through, oldest } = known;
         let means = Means { clock, entropy, encoder, settings };
-        let shared = Shared::new(source, through.log_id, view, Some(oldest), means);
+        let shared = Shared::new(source, through.log_id, view, Some(oldest), None, means);
         shared.apply(&coarse);
         shared.ring().loaded(through.revision);
         shared.head.send_replace(through.revision);
@@ -303,6 +357,11 @@ impl Feed {
     /// The newest position that the view has.
     pub fn head(&self) -> Cursor {
         self.shared.cursor(*self.shared.head.borrow())
+    }
+
+    /// The newest revocation of more than a token or a session that the view has.
+    pub fn coarse_head(&self) -> Revision {
+        Revision(self.shared.coarse_head.load(Ordering::Acquire))
     }
 
     /// Every Revoke that was acknowledged before this moment is in the view. It stands still while
@@ -363,16 +422,61 @@ impl Feed {
         waiter
     }
 
-    /// Waits until every watcher has applied everything up to `through`, at most for `limit`.
+    /// Waits until every watcher of every replica has applied everything up to `through`, at most for
+    /// `limit`.
     pub async fn wait_for_acks(&self, through: Revision, limit: Duration) -> Acked {
         let began = Instant::now();
-        let acked = self.expect_acks(through).wait(limit).await;
+        let here = self.expect_acks(through).wait(limit);
+        let acked = match &self.shared.peers {
+            None => here.await,
+            Some(peers) => {
+                let (here, elsewhere) = tokio::join!(here, peers.wait(through, limit));
+                here.and(elsewhere)
+            }
+        };
         if let Some(recorder) = self.shared.recorder.get()
             && acked.connected > 0
         {
             recorder.waited(acked.complete, began.elapsed());
         }
         acked
+    }
+
+    /// The replicas that share the store, this one among them, by their names; none where there can be
+    /// only one.
+    pub fn replicas(&self) -> Option<BTreeMap<String, Registration>> {
+        self.shared.peers.as_ref().map(|peers| peers.replicas())
+    }
+
+    /// How the clock here stands to those of the other replicas; none where there can be only one.
+    pub fn clock_standing(&self) -> Option<ClockStanding> {
+        self.shared.peers.as_ref().map(|peers| peers.clock_standing())
+    }
+
+    /// Says that the watchers of this feed count no more: they are gone.
+    pub async fn leave(&self) {
+        if let Some(peers) = &self.shared.peers {
+            peers.leave().await;
+        }
+    }
+
+    /// How long ago the last proof began that holds: that the store was in reach, and what it had is
+    /// here. Told by a clock that nobody sets; none while nothing was proved.
+    pub fn proved_ago(&self) -> Option<Duration> {
+        self.shared.ring().proved_at.map(|at| at.elapsed())
+    }
+
+    /// Returns once it is proved that all which was revoked up to 2 s ago is in the view.
+    ///
+    /// # Errors
+    /// [`WatchError::CutOff`] when that is not so within 300 ms.
+    pub async fn in_touch(&self) -> Result<(), WatchError> {
+        let mut proofs = self.shared.proofs.subscribe();
+        let proved = proofs.wait_for(|_| self.proved_ago().is_some_and(|ago| ago < RELY_FOR));
+        match tokio::time::timeout(PROOF_PATIENCE, proved).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(WatchError::CutOff),
+        }
     }
 
     /// Keeps the streams of those whose credentials are about to be revoked until it is dropped, so that

@@ -271,6 +271,11 @@ impl Ring {
         self.active_mac
     }
 
+    /// Whether there is such a MAC key.
+    pub fn has_mac(&self, mac_key: MacKeyId) -> bool {
+        self.macs.contains_key(&mac_key)
+    }
+
     /// The tag of a refresh token; none if there is no such MAC key.
     pub fn refresh_tag(
         &self,

@@ -81,6 +81,8 @@ pub struct Metrics {
     feed_as_of: Seconds,
     feed_ring_entries: Level64,
     feed_ring_bytes: Level64,
+    replicas: Level64,
+    clock_ahead: Seconds,
     feed: FeedRecorder,
     introspections: Family<VerdictLabels, Count>,
     keys: Family<KeyStateLabels, Level64>,
@@ -125,6 +127,10 @@ pub struct FeedLevels {
     pub live: usize,
     /// The newest revision.
     pub revision: u64,
+    /// How many replicas share the store.
+    pub replicas: usize,
+    /// How far the clock here is ahead of those of the others, in seconds.
+    pub clock_ahead: f64,
     /// How far this replica can vouch, in seconds since the epoch.
     pub as_of: f64,
     /// Entries in the ring.
@@ -219,6 +225,14 @@ impl Metrics {
             ),
             feed_ring_entries: r.number("feed_ring_entries", "Events in the ring"),
             feed_ring_bytes: r.bytes("feed_ring", "Memory of the ring, about"),
+            replicas: r.number(
+                "replicas",
+                "Replicas that share the store, this one among them; 1 where there can be no other",
+            ),
+            clock_ahead: r.seconds(
+                "clock_ahead",
+                "How far the clock is ahead of the middle one of the other replicas; below 0, behind",
+            ),
             connections: r.number("connections", "Connections open now, by listener"),
             accepted: r.number("connections_accepted", "Connections accepted, by listener"),
             refused: r.number(
@@ -349,6 +363,8 @@ impl Metrics {
         self.feed_as_of.set(levels.as_of);
         self.feed_ring_entries.set(as_gauge(levels.ring_entries as u64));
         self.feed_ring_bytes.set(as_gauge(levels.ring_bytes as u64));
+        self.replicas.set(as_gauge(levels.replicas as u64));
+        self.clock_ahead.set(levels.clock_ahead);
     }
 
     /// A token was asked about.

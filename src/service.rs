@@ -26,6 +26,7 @@ pub mod clients;
 pub mod introspect;
 pub mod journal;
 pub mod key_admin;
+mod key_follow;
 pub mod refresh;
 pub mod revoke;
 pub mod sessions;
@@ -51,6 +52,9 @@ pub struct Settings {
     pub max_sessions_per_subject: u32,
 }
 
+/// From when on a replica whose clock is ahead lets the others know, in milliseconds.
+const WORTH_TELLING_MILLIS: i64 = 500;
+
 /// Everything that an operation needs.
 pub struct Service {
     store: Arc<dyn Store>,
@@ -68,6 +72,9 @@ pub struct Service {
     /// The version of the ring in `keys`. Held while another takes its place, so that of two
     /// changes the later one stays.
     ring_in_use: Mutex<RingInUse>,
+    looked_for_keys: key_follow::Looked,
+    /// The name under which this replica takes its turn to sweep.
+    sweeper: [u8; 16],
     clients: Clients,
     access: AccessTokens,
 }
@@ -111,7 +118,9 @@ impl Service {
             Arc::clone(&parts.feed),
         );
         Self {
-            clients: Clients::new(Arc::clone(&parts.store)),
+            looked_for_keys: key_follow::Looked::default(),
+            sweeper: parts.entropy.bytes(),
+            clients: Clients::new(Arc::clone(&parts.store), Arc::clone(&parts.feed)),
             access,
             store: parts.store,
             clock: parts.clock,
@@ -132,6 +141,20 @@ impl Service {
     /// The present moment. Each operation asks once.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Keeps the clock in step with those of the other replicas, by what they committed. When it is
+    /// the one that is ahead, and none of the others need fear it, it lets them know.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn keep_time(&self) -> Result<(), StoreError> {
+        let standing = self.feed.clock_standing().unwrap_or_default();
+        if standing.ahead_millis > WORTH_TELLING_MILLIS && !standing.is_off() {
+            self.store.note_time(self.now()).await?;
+        }
+        self.clock.heed(self.store.latest_time().await?);
+        Ok(())
     }
 
     /// What verifies access tokens here.
@@ -163,12 +186,8 @@ impl Service {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn recent_client(
-        &self,
-        id: &ClientId,
-        now: Timestamp,
-    ) -> Result<Option<Arc<Client>>, StoreError> {
-        self.clients.recent(id, now).await
+    pub async fn recent_client(&self, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
+        self.clients.recent(id).await
     }
 
     /// The client, if the proof is good, with a registration that is at most a second old.
@@ -179,7 +198,7 @@ impl Service {
         &self,
         proof: &ClientProof<'_>,
     ) -> Result<Arc<Client>, ClientError> {
-        self.clients.authenticate_recent(proof, self.now()).await
+        self.clients.authenticate_recent(proof).await
     }
 
     /// The epoch of a client.

@@ -1,6 +1,7 @@
 //! The store: every state change of avouch as one atomic, durable step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -17,9 +18,11 @@ use crate::domain::session::{
 use crate::domain::throttle::{ThrottleDecision, ThrottlePolicy};
 use crate::domain::user::User;
 use crate::store::backup::{Capture, CaptureError};
+use crate::store::board::Board;
 use crate::store::engine::EngineStatus;
 
 pub mod backup;
+pub mod board;
 pub mod check;
 pub mod codec;
 pub mod engine;
@@ -522,6 +525,30 @@ pub trait Store: Send + Sync + 'static {
     /// The floor of the clock: no commit was ever made later than this; with other replicas, none that
     /// was not noted by any.
     fn time_floor(&self) -> Timestamp;
+
+    /// The latest moment that was committed by anybody, as it is now.
+    async fn latest_time(&self) -> Result<Timestamp, StoreError>;
+
+    /// Commits that it is `now`, and nothing else.
+    async fn note_time(&self, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Whether `who` may sweep now: of those who share a store, one has its turn, which `lasts` that
+    /// long and is taken again by who has it. When that one is gone, another takes it once it is over.
+    /// It saves work and no more: to sweep out of turn does no harm. Always, for who is alone.
+    async fn take_sweep_turn(
+        &self,
+        who: [u8; 16],
+        lasts: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        _ = (who, lasts, now);
+        Ok(true)
+    }
+
+    /// Where the replicas that share the store leave notes; none when there can be only one.
+    fn board(&self) -> Option<Arc<dyn Board>> {
+        None
+    }
 
     /// How the engine is doing.
     fn status(&self) -> EngineStatus;

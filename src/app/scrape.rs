@@ -45,6 +45,8 @@ pub(super) fn report(
         as_of: std::time::Duration::from_millis(stats.as_of.as_millis()).as_secs_f64(),
         ring_entries: stats.ring_entries,
         ring_bytes: stats.ring_bytes,
+        replicas: feed.replicas().map_or(1, |replicas| replicas.len()),
+        clock_ahead: feed.clock_standing().map_or(0.0, |clocks| clocks.ahead_seconds()),
     });
 
     let keys = service.key_states();

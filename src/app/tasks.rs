@@ -10,6 +10,7 @@ use crate::grpc::health::Health;
 use crate::lifecycle::{Latch, Readiness};
 use crate::metrics::{Metrics, Outcome, Swept};
 use crate::service::Service;
+use crate::service::sweep::Turn;
 
 fn every(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval(period);
@@ -17,15 +18,21 @@ fn every(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-/// Removes what is over. Each sweep commits the time, too, so that a clock that is set back while
-/// nobody calls does not run time backwards after a restart.
+/// Removes what is over. Each sweep, and each turn that is asked for, commits the time, too, so that a
+/// clock that is set back while nobody calls does not run time backwards after a restart.
 pub(super) async fn sweep(service: Arc<Service>, metrics: Arc<Metrics>, period: Duration) {
     let mut ticks = every(period);
     loop {
         ticks.tick().await;
         let began = Instant::now();
-        match service.sweep().await {
-            Ok(swept) => {
+        match service.sweep_in_turn(period).await {
+            Ok(Turn::Another) => tracing::debug!("another replica sweeps"),
+            Ok(Turn::ClockOff) => {
+                tracing::error!(
+                    "nothing is swept here: the clock is far from those of the other replicas"
+                );
+            }
+            Ok(Turn::Swept(swept)) => {
                 metrics.swept(Swept::Sessions, swept.sessions);
                 metrics.swept(Swept::Events, swept.events);
                 metrics.swept(Swept::Attempts, swept.attempts);
@@ -60,18 +67,40 @@ pub(super) async fn roll_keys(service: Arc<Service>) {
     let mut ticks = every(Duration::from_secs(5));
     let mut changes = service.feed().key_changes();
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            Ok(()) = changes.changed() => {}
-        }
-        if let Err(error) = service.roll_keys().await {
-            tracing::error!(%error, "cannot roll the signing keys");
+        let followed = tokio::select! {
+            _ = ticks.tick() => service.roll_keys().await,
+            // The other end is held by the feed, which the service holds.
+            Ok(()) = changes.changed() => service.follow_keys().await,
+        };
+        if let Err(error) = followed {
+            tracing::error!(%error, "cannot roll the signing keys, or follow them");
         }
     }
 }
 
-/// How old `as_of` may be before the stream of revocations is no longer worth following here.
+/// Keeps the clock in step with those of the other replicas.
+pub(super) async fn keep_time(service: Arc<Service>) {
+    if service.store().board().is_none() {
+        return;
+    }
+    let mut ticks = every(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        // Without contact there is nobody to keep up with, and others say so.
+        if let Err(error) = service.keep_time().await {
+            tracing::debug!(%error, "cannot read the latest time of the store");
+        }
+    }
+}
+
+/// How long contact with the store may be unproved before the stream of revocations is no longer
+/// worth following here.
 const FROZEN_AFTER: Duration = Duration::from_secs(2);
+/// How long until nothing is worth asking here. Longer than a store takes to find a new leader: who
+/// leaves for that comes back to as much trouble elsewhere.
+const CUT_OFF_AFTER: Duration = Duration::from_secs(5);
+/// What a replica waits for whose clock is far from those of the others.
+const CLOCK: &str = "a clock that agrees with the other replicas";
 
 /// Who hears whether the store proves contact.
 pub(super) struct Contact {
@@ -84,31 +113,46 @@ pub(super) struct Contact {
 
 impl Contact {
     /// Says NOT_SERVING for the stream while the store cannot prove contact, so that watchers go to
-    /// another replica; and for everything, and not ready, where calls should go to another, too.
+    /// another replica; and for everything, and not ready, when that lasts and calls should go to
+    /// another, too. A clock that is far from those of the other replicas is as bad.
     pub(super) async fn watch(self, service: Arc<Service>) {
-        let Self { health, readiness, mut awaited } = self;
+        let Self { health, readiness, awaited } = self;
         let store_is_away = awaited.is_some();
+        let mut serving = !store_is_away;
+        let (mut cut_off, mut outvoted) = (awaited, None);
+        let began = Instant::now();
         let mut ticks = every(Duration::from_millis(250));
         loop {
             ticks.tick().await;
-            let age = service.now().since(service.feed().as_of());
-            let fresh = age <= FROZEN_AFTER;
-            if !store_is_away {
-                health.revocations(fresh).await;
-            } else if fresh == awaited.is_some() {
-                if fresh {
-                    health.serving().await;
-                    awaited = None;
-                } else {
-                    tracing::warn!(
-                        age_s = age.as_secs(),
-                        "the store does not answer; this replica serves nothing until it does"
-                    );
-                    awaited = Some(readiness.register(STORE));
-                    health.not_serving().await;
-                }
-                health.revocations(fresh).await;
+            let proved = service.feed().proved_ago();
+            let unproved = proved.unwrap_or_else(|| began.elapsed());
+            let is_outvoted = service.feed().clock_standing().is_some_and(|clocks| clocks.outvoted);
+            if store_is_away {
+                let is_cut_off = proved.is_none_or(|ago| ago > CUT_OFF_AFTER);
+                hold(&mut cut_off, is_cut_off, &readiness, STORE);
+                hold(&mut outvoted, is_outvoted, &readiness, CLOCK);
             }
+            let serve = cut_off.is_none() && outvoted.is_none();
+            if serve != serving {
+                serving = serve;
+                health.calls(serve).await;
+            }
+            health.revocations(unproved <= FROZEN_AFTER && serve).await;
         }
+    }
+}
+
+/// Takes a latch while something is amiss, and says so in the log.
+fn hold(latch: &mut Option<Latch>, amiss: bool, readiness: &Readiness, what: &'static str) {
+    match (amiss, latch.take()) {
+        (true, None) => {
+            tracing::error!(waiting_for = what, "this replica is out of service");
+            *latch = Some(readiness.register(what));
+        }
+        (false, Some(held)) => {
+            tracing::info!(waited_for = what, "this replica is in service");
+            held.release();
+        }
+        (_, held) => *latch = held,
     }
 }

@@ -28,6 +28,11 @@ pub(crate) use apply::{changed, moment};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How many heartbeats may be missed: whatever TCP says, a stream that is silent for longer is dead.
 const MISSED_HEARTBEATS: u32 = 3;
+/// How long a replica may say nothing of being fresh before another one is tried, if one is known, and
+/// if what is behind the one address is not known. Doubled each time, up to the longest: when the store
+/// is gone, nobody is better off elsewhere.
+const FROZEN_AFTER: (Duration, Duration) = (Duration::from_millis(2_500), Duration::from_secs(10));
+const LONGEST_FROZEN: Duration = Duration::from_secs(30);
 /// The longest that servers let anybody wait for a heartbeat.
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often what has expired is dropped, at the most, when there are no heartbeats.
@@ -139,6 +144,9 @@ pub enum Lost {
     DigestMismatch,
     /// The replica knows less than is known here; what is known stays in force.
     Behind,
+    /// The replica goes on, but has not said for long that what it has is fresh: it is cut off from
+    /// its store.
+    Frozen,
     /// The server said something that makes no sense here.
     Protocol(&'static str),
 }
@@ -189,9 +197,22 @@ struct Live {
     /// The frame that took the least time so far, by which the server's clock is told. Anew with
     /// each stream, so that the drift of the two clocks does not add up.
     quickest: Option<(Timestamp, Instant)>,
+    /// The newest `as_of`, and since when.
+    as_of: Option<(Timestamp, Instant)>,
 }
 
 impl Live {
+    /// Since when `as_of` stands where it does. Whether it has moved goes with it.
+    fn stands(&mut self, as_of: Timestamp, received: Instant) -> (Instant, bool) {
+        match self.as_of {
+            Some((known, since)) if known >= as_of => (since, false),
+            known => {
+                self.as_of = Some((as_of, received));
+                (received, known.is_some())
+            }
+        }
+    }
+
     /// The server's clock at `received`, when a frame says `sent`.
     fn server_time(&mut self, sent: Timestamp, received: Instant) -> Timestamp {
         let known =
@@ -219,6 +240,8 @@ pub struct Watch {
     live: Option<Live>,
     /// Tries since the last complete set.
     tries: u32,
+    /// Streams that were left because they were not fresh, since one was.
+    frozen: u32,
     next_endpoint: usize,
     retry_at: Option<Instant>,
     /// When what has expired was dropped last.
@@ -238,6 +261,7 @@ impl Watch {
             fresh: None,
             live: None,
             tries: 0,
+            frozen: 0,
             next_endpoint: 0,
             retry_at: None,
             expired_at: Instant::now(),
@@ -302,14 +326,36 @@ impl Watch {
         }
     }
 
-    fn next_endpoint(&mut self) -> Option<Endpoint> {
+    /// Leaves a replica that has said for too long nothing of being fresh.
+    fn move_on(&mut self, as_of: Timestamp, received: Instant) -> Result<(), Lost> {
+        let others = self.with_endpoints(<[Endpoint]>::len) > 1;
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let (since, moved) = live.stands(as_of, received);
+        if moved {
+            self.frozen = 0;
+        }
+        let first = if others { FROZEN_AFTER.0 } else { FROZEN_AFTER.1 };
+        let doubled = first.saturating_mul(2_u32.saturating_pow(self.frozen.min(10)));
+        // With slow heartbeats it moves as slowly. The deadline is three of them.
+        let patience = doubled.min(LONGEST_FROZEN).max(live.deadline);
+        if received.saturating_duration_since(since) < patience {
+            return Ok(());
+        }
+        self.frozen = self.frozen.saturating_add(1);
+        Err(Lost::Frozen)
+    }
+
+    fn with_endpoints<T>(&self, look: impl FnOnce(&[Endpoint]) -> T) -> T {
         let replicas =
             self.settings.replicas.as_ref().map(|replicas| Arc::clone(&replicas.borrow()));
         let known = replicas.as_deref().filter(|replicas| !replicas.is_empty());
-        let endpoints = known.unwrap_or(&self.settings.endpoints);
-        let endpoint = endpoints.get(self.next_endpoint % endpoints.len().max(1)).cloned();
-        self.next_endpoint = self.next_endpoint.wrapping_add(1);
-        endpoint
+        look(known.unwrap_or(&self.settings.endpoints))
+    }
+
+    fn next_endpoint(&mut self) -> Option<Endpoint> {
+        let next = self.next_endpoint;
+        self.next_endpoint = next.wrapping_add(1);
+        self.with_endpoints(|endpoints| endpoints.get(next % endpoints.len().max(1)).cloned())
     }
 
     async fn open(&self, endpoint: Endpoint) -> Result<Live, Opening> {
@@ -340,6 +386,7 @@ impl Watch {
             go_away: None,
             synced: false,
             quickest: None,
+            as_of: None,
         })
     }
 
@@ -428,6 +475,7 @@ impl Watch {
                 self.advance(fresh);
                 self.expire(fresh.sent, received);
                 self.verify(&self.view.load(), beat.digest, fresh.sent)?;
+                self.move_on(fresh.as_of, received)?;
                 Ok(Some(WatchEvent::Heartbeat(fresh)))
             }
             Frame::GoAway(go_away) => {

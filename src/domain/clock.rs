@@ -1,6 +1,7 @@
 //! Time as a value. `Clock` is the only source of it; nothing else may ask the system.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -80,6 +81,16 @@ impl fmt::Display for Timestamp {
 pub trait Clock: Send + Sync + 'static {
     /// The present moment. It never runs backwards within one clock.
     fn now(&self) -> Timestamp;
+
+    /// What this clock would show if it knew of nothing but itself: for comparing it with others.
+    fn wall(&self) -> Timestamp {
+        self.now()
+    }
+
+    /// Something was committed at `mark`, by whomever. A clock that is one of several keeps up.
+    fn heed(&self, mark: Timestamp) {
+        _ = mark;
+    }
 }
 
 /// The system's clock, held at the latest moment it ever showed: a step back makes time stand
@@ -97,12 +108,57 @@ impl SystemClock {
 }
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     fn now(&self) -> Timestamp {
-        let wall = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        let wall = self.wall().0;
         Timestamp(self.latest.fetch_max(wall, Ordering::Relaxed).max(wall))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    fn wall(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Timestamp(since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// How far ahead of itself the clock of a replica follows the others.
+pub const LEAD: Duration = Duration::from_secs(10);
+
+/// The clock of one of several replicas of a store: it keeps up with the one that is ahead, so that what
+/// one of them decides by the time the others decide alike. Never further than [`LEAD`] beyond itself:
+/// one clock that is far ahead does not take all others with it.
+pub struct SharedClock {
+    own: Arc<dyn Clock>,
+    /// The latest moment that anybody committed, as far as is known here.
+    mark: AtomicU64,
+    latest: AtomicU64,
+}
+
+impl SharedClock {
+    /// Keeps up, from now on, with those who committed at `mark`.
+    pub fn following(own: Arc<dyn Clock>, mark: Timestamp) -> Self {
+        Self { own, mark: AtomicU64::new(mark.0), latest: AtomicU64::new(0) }
+    }
+
+    /// Starts at `floor`, however far ahead that is: nobody is there to say that it is wrong.
+    pub fn starting_at(own: Arc<dyn Clock>, floor: Timestamp) -> Self {
+        Self { own, mark: AtomicU64::new(floor.0), latest: AtomicU64::new(floor.0) }
+    }
+}
+
+impl Clock for SharedClock {
+    fn now(&self) -> Timestamp {
+        let own = self.own.now();
+        let mark = Timestamp(self.mark.load(Ordering::Relaxed));
+        let now = own.max(mark.min(own.after(LEAD))).0;
+        Timestamp(self.latest.fetch_max(now, Ordering::Relaxed).max(now))
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.own.wall()
+    }
+
+    fn heed(&self, mark: Timestamp) {
+        self.mark.fetch_max(mark.0, Ordering::Relaxed);
     }
 }
 
@@ -148,6 +204,29 @@ mod tests {
         ] {
             assert_eq!(Timestamp::from_millis(millis).to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_shared_clock_keeps_up_with_others_and_is_not_dragged_away() {
+        let at = Timestamp::from_secs;
+        let own = Arc::new(ManualClock::new(at(1000)));
+        let clock = SharedClock::following(Arc::clone(&own) as Arc<dyn Clock>, at(990));
+        assert_eq!(clock.now(), at(1000));
+        clock.heed(at(1004));
+        assert_eq!((clock.now(), clock.wall()), (at(1004), at(1000)));
+        own.advance(Duration::from_secs(2));
+        assert_eq!(clock.now(), at(1004), "it waits for itself");
+        clock.heed(at(1001));
+        assert_eq!(clock.now(), at(1004), "never back");
+        // Somebody is far ahead: it goes as far as it may, and then at its own pace.
+        clock.heed(at(5000));
+        assert_eq!(clock.now(), at(1012));
+        own.advance(Duration::from_secs(3));
+        assert_eq!(clock.now(), at(1015));
+        own.set(at(900));
+        assert_eq!(clock.now(), at(1015), "never back");
+        let alone = SharedClock::starting_at(own, at(9000));
+        assert_eq!(alone.now(), at(9000), "nobody says that it is wrong");
     }
 
     #[test]

@@ -116,6 +116,18 @@ pub struct Acked {
     pub complete: bool,
 }
 
+impl Acked {
+    /// Both together.
+    #[must_use]
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            connected: self.connected.saturating_add(other.connected),
+            applied: self.applied.saturating_add(other.applied),
+            complete: self.complete && other.complete,
+        }
+    }
+}
+
 /// Everybody who watches.
 pub(super) struct Registry {
     watchers: Mutex<Watchers>,
@@ -250,7 +262,11 @@ impl Waiter {
 
     /// Returns once all have, or after `limit`.
     pub async fn wait(mut self, limit: Duration) -> Acked {
-        let deadline = Instant::now() + limit;
+        self.wait_until(Instant::now() + limit).await
+    }
+
+    /// Returns once all have, or at `deadline`.
+    pub(super) async fn wait_until(&mut self, deadline: Instant) -> Acked {
         loop {
             self.changed.borrow_and_update();
             let acked = self.now();

@@ -49,6 +49,8 @@ pub(super) struct Ring {
     floor: Revision,
     head: Revision,
     pub(super) proof: Proof,
+    /// When the making of the proof began, or of a later one that says the same.
+    pub(super) proved_at: Option<Instant>,
     check: Option<(Revision, Check)>,
     entries: usize,
     bytes: usize,
@@ -73,6 +75,7 @@ impl Ring {
             floor: Revision(0),
             head: Revision(0),
             proof: Proof::default(),
+            proved_at: None,
             check: None,
             entries: 0,
             bytes: 0,

@@ -78,6 +78,9 @@ pub enum WatchError {
         /// Where this replica is.
         head: Cursor,
     },
+    /// The store is out of reach of this replica, so nobody knows what was revoked meanwhile.
+    #[error("this replica is cut off from its store")]
+    CutOff,
     /// The cursor belongs to another log.
     #[error("the cursor belongs to another log")]
     OtherLog,

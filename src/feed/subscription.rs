@@ -20,6 +20,9 @@ use crate::domain::ids::{Cursor, Revision};
 /// How long before its credential expires a stream is ended, so that the watcher is back with a new
 /// one in time.
 const CREDENTIAL_MARGIN: Duration = Duration::from_secs(1);
+/// How long a stream whose credential was revoked stays for the question of another replica, which
+/// follows the event.
+const LINGER: Duration = Duration::from_secs(1);
 /// How many events are read from the log at once.
 const PAGE: usize = 256;
 
@@ -154,7 +157,7 @@ pub struct Subscription {
     key_set: u64,
     acked: u64,
     /// Where the log stood when its credential was found revoked.
-    revoked_by: Option<Revision>,
+    revoked_by: Option<(Revision, Instant)>,
     tick: watch::Receiver<u64>,
     heartbeat_at: Instant,
     ends_at: Instant,
@@ -223,7 +226,10 @@ impl Subscription {
             if let Phase::Over(error) = &mut self.phase {
                 return error.take().map_or(Ok(None), Err);
             }
+            let lingered = self.revoked_by.map(|(_, since)| since + LINGER);
             let until = self.heartbeat_at.min(self.ends_at).min(self.credential_end());
+            let until =
+                lingered.filter(|at| *at > Instant::now()).map_or(until, |at| until.min(at));
             // The channel cannot close: this stream holds its other end.
             drop(tokio::time::timeout_at(until, self.tick.changed()).await);
         }
@@ -522,11 +528,15 @@ impl Subscription {
     fn has_lost_its_right(&mut self) -> bool {
         let Some(revoked) = &self.subscribe.revoked else { return false };
         if self.revoked_by.is_none() && revoked() {
-            self.revoked_by = Some(self.place.shared.ring().head());
+            self.revoked_by = Some((self.place.shared.ring().head(), Instant::now()));
         }
-        let Some(until) = self.revoked_by else { return false };
+        let Some((until, since)) = self.revoked_by else { return false };
         if !matches!(self.phase, Phase::Live) {
             return true;
+        }
+        // Another replica may have revoked it, and be about to ask for its watchers.
+        if self.place.shared.peers.is_some() && since.elapsed() < LINGER {
+            return false;
         }
         // While a Revoke waits for its watchers, those whose credentials it took are among them.
         self.position >= until && !self.place.shared.registry.is_held()

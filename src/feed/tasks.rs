@@ -58,6 +58,12 @@ async fn fan_out(shared: Arc<Shared>) {
 /// before: streams state a proof only at positions at or past its head, and a frame carries the proof
 /// that stood when it was published, whose head the ring had passed.
 pub(super) async fn prove(shared: &Shared) {
+    // Who does not count among the replicas may have watchers that nobody waited for. Before anything
+    // else: what is proved after registering has what others did before.
+    if shared.peers.as_ref().is_some_and(|peers| !peers.is_registered()) {
+        return;
+    }
+    let began = Instant::now();
     let now = shared.clock.now();
     let Some(Proof { as_of, head }) = shared.source.prove(now).await else { return };
     // An engine may move its head a moment before it tells the observer.
@@ -70,12 +76,15 @@ pub(super) async fn prove(shared: &Shared) {
     let mut ring = shared.ring();
     if as_of >= ring.proof.as_of {
         ring.proof = Proof { as_of, head: head.max(ring.proof.head) };
+        ring.proved_at = Some(began);
     }
     // By the present, not by `as_of`: that may stand still, while what has expired is dropped.
     let counted_after = counted_after(now);
     // Under the ring's lock, so that the view stands exactly at the ring's head.
     let digest = shared.view.digest(counted_after);
     ring.set_check(Check { digest, counted_after });
+    drop(ring);
+    shared.proofs.send_modify(|count| *count = count.wrapping_add(1));
 }
 
 /// Two buckets from now: what both ends still hold, whatever their clocks say.

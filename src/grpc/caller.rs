@@ -106,8 +106,8 @@ impl Callers {
 
     async fn by_token(&self, token: &str) -> Result<Known, Status> {
         let now = self.service.now();
-        let verified =
-            self.service.access_tokens().check(token, now).map_err(|_| status::caller_unknown())?;
+        let verified = self.service.check_access(token, now).await;
+        let verified = verified.map_err(|_| status::caller_unknown())?;
         let claims = &verified.claims;
         if !claims.audience.contains(&self.service.settings().own_audience) {
             return Err(status::caller_unknown());
@@ -124,7 +124,7 @@ impl Callers {
         } else {
             let client = self
                 .service
-                .recent_client(&claims.client, now)
+                .recent_client(&claims.client)
                 .await
                 .map_err(status::store)?
                 .filter(|client| !client.disabled)

@@ -52,8 +52,13 @@ impl Health {
 
     /// Calls are answered from now on.
     pub async fn serving(&self) {
+        self.calls(true).await;
+    }
+
+    /// Whether calls can be answered.
+    pub async fn calls(&self, serving: bool) {
         for name in CALLS {
-            self.set(name, true).await;
+            self.set(name, serving).await;
         }
     }
 
@@ -65,9 +70,7 @@ impl Health {
 
     /// Nothing is served any more, or not for long: says so, on streams that stay open.
     pub async fn not_serving(&self) {
-        for name in CALLS {
-            self.set(name, false).await;
-        }
+        self.calls(false).await;
         self.revocations(false).await;
     }
 

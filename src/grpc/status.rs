@@ -97,6 +97,7 @@ pub fn watch(error: WatchError) -> Status {
                 details.set_retry_info(Some(UNAVAILABLE_RETRY));
             })
         }
+        WatchError::CutOff => unavailable("REPLICA_CUT_OFF"),
         WatchError::OtherLog => plain(
             Code::FailedPrecondition,
             "OTHER_LOG",

@@ -95,19 +95,29 @@ impl<S: std::hash::BuildHasher> KeyLookup for HashMap<Box<str>, VerifyingKey, S>
 pub struct Rules {
     issuer: Box<str>,
     leeway: Duration,
+    early: Duration,
     max_lifetime: Duration,
 }
 
 impl Rules {
     /// Tokens of this issuer that live no longer than this, with [`MAX_LEEWAY`] for clocks.
     pub fn new(issuer: impl Into<Box<str>>, max_lifetime: Duration) -> Self {
-        Self { issuer: issuer.into(), leeway: MAX_LEEWAY, max_lifetime }
+        Self { issuer: issuer.into(), leeway: MAX_LEEWAY, early: MAX_LEEWAY, max_lifetime }
     }
 
     /// The same with less leeway; more than [`MAX_LEEWAY`] is cut to it.
     #[must_use]
     pub fn with_leeway(mut self, leeway: Duration) -> Self {
         self.leeway = leeway.min(MAX_LEEWAY);
+        self.early = self.leeway;
+        self
+    }
+
+    /// The same for tokens that are this much too early by the clock here: another replica, whose
+    /// clock is ahead, issued them a moment ago.
+    #[must_use]
+    pub const fn with_early(mut self, early: Duration) -> Self {
+        self.early = early;
         self
     }
 
@@ -182,7 +192,7 @@ fn check_times(claims: &Claims, rules: &Rules, now: Timestamp) -> Result<(), Tok
     if now >= rules.refused_from(claims.expires_at) {
         return Err(TokenError::Expired);
     }
-    let latest = now.after(rules.leeway);
+    let latest = now.after(rules.early);
     if claims.not_before > latest {
         return Err(TokenError::NotYetValid);
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{LEAD, Timestamp};
 use crate::domain::event::MAX_ACCESS_LIFETIME;
 use crate::domain::view::RevokedBy;
 use crate::feed::Feed;
@@ -34,8 +34,11 @@ pub struct AccessTokens {
 impl AccessTokens {
     /// Verifies tokens of `issuer` by `keys`, and asks `feed` what was revoked.
     pub fn new(issuer: Box<str>, keys: Arc<KeyRing>, feed: Arc<Feed>) -> Self {
-        // One clock made the tokens and checks them, so there is nothing to be lenient about.
-        let rules = Rules::new(issuer, MAX_ACCESS_LIFETIME).with_leeway(Duration::ZERO);
+        // One clock made the tokens and checks them, so there is nothing to be lenient about; but for
+        // the clocks of other replicas, which keep up with each other as far as that.
+        let early = if feed.replicas().is_some() { LEAD } else { Duration::ZERO };
+        let rules = Rules::new(issuer, MAX_ACCESS_LIFETIME);
+        let rules = rules.with_leeway(Duration::ZERO).with_early(early);
         Self { tokens: VerifiedTokens::new(rules, REMEMBERED), keys, feed }
     }
 

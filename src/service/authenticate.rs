@@ -122,7 +122,7 @@ impl Service {
         now: Timestamp,
     ) -> Result<Arc<Client>, AuthenticateError> {
         // From memory; before anything is given out, `is_still_good` asks the store.
-        self.clients.authenticate_recent(proof, now).await.map_err(|error| match error {
+        self.clients.authenticate_recent(proof).await.map_err(|error| match error {
             ClientError::Store(error) => AuthenticateError::Store(error),
             ClientError::Refused(failure) => {
                 let happening = Happening::LoginFailed {

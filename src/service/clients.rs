@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::journal::Failure;
 use crate::crypto::sha256;
 use crate::domain::client::{Client, ClientType};
-use crate::domain::clock::Timestamp;
-use crate::domain::ids::ClientId;
+use crate::domain::ids::{ClientId, Revision};
 use crate::domain::secret::{SecretBytes, SecretText};
+use crate::feed::Feed;
 use crate::store::{Store, StoreError};
 
 /// What a client shows of itself.
@@ -23,21 +25,31 @@ pub struct ClientProof<'a> {
     pub certificate_names: &'a [Box<str>],
 }
 
-/// How old a registration from memory may be: what another process changed is seen after this.
+/// How old a registration from memory may be: what another replica changed is seen after this, unless
+/// it ended tokens and is seen with its event.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
 /// The registrations.
 pub struct Clients {
     store: Arc<dyn Store>,
+    feed: Arc<Feed>,
     known: RwLock<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    by_id: HashMap<ClientId, (Timestamp, Arc<Client>)>,
+    by_id: HashMap<ClientId, Remembered>,
     /// How often something was forgotten. What was read before and comes to be remembered after is
     /// not remembered.
     forgotten: u64,
+}
+
+/// A registration as it was read.
+struct Remembered {
+    at: Instant,
+    /// The newest revocation of more than a token or a session before that.
+    coarse: Revision,
+    client: Arc<Client>,
 }
 
 /// Why a client was not accepted.
@@ -56,9 +68,10 @@ impl From<StoreError> for ClientError {
 }
 
 impl Clients {
-    /// Reads registrations from `store`.
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, known: RwLock::default() }
+    /// Reads registrations from `store`, and again when `feed` has heard of something that may be
+    /// about a client as a whole: it may have been disabled elsewhere.
+    pub fn new(store: Arc<dyn Store>, feed: Arc<Feed>) -> Self {
+        Self { store, feed, known: RwLock::default() }
     }
 
     /// The client, if the proof is good. Reads the store itself, so that a client that was disabled
@@ -83,10 +96,9 @@ impl Clients {
     pub async fn authenticate_recent(
         &self,
         proof: &ClientProof<'_>,
-        now: Timestamp,
     ) -> Result<Arc<Client>, ClientError> {
         let client = match &proof.id {
-            Some(id) => self.recent(id, now).await?,
+            Some(id) => self.recent(id).await?,
             None => None,
         };
         check(client.as_deref(), proof).map_err(ClientError::Refused)?;
@@ -97,17 +109,16 @@ impl Clients {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn recent(
-        &self,
-        id: &ClientId,
-        now: Timestamp,
-    ) -> Result<Option<Arc<Client>>, StoreError> {
+    pub async fn recent(&self, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
+        // Both before the store is read. Time by a clock that nobody sets, and that never stands.
+        let (at, coarse) = (Instant::now(), self.feed.coarse_head());
         let forgotten = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some((at, client)) = known.by_id.get(id)
-                && now.since(*at) < FRESH_FOR
+            if let Some(remembered) = known.by_id.get(id)
+                && remembered.at.elapsed() < FRESH_FOR
+                && remembered.coarse == coarse
             {
-                return Ok(Some(Arc::clone(client)));
+                return Ok(Some(Arc::clone(&remembered.client)));
             }
             known.forgotten
         };
@@ -116,7 +127,8 @@ impl Clients {
         match &found {
             // Names that nobody has are not remembered: there is no end of them.
             Some(client) if known.forgotten == forgotten => {
-                known.by_id.insert(id.clone(), (now, Arc::clone(client)));
+                let client = Arc::clone(client);
+                known.by_id.insert(id.clone(), Remembered { at, coarse, client });
             }
             Some(_) | None => {
                 known.by_id.remove(id);

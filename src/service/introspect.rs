@@ -35,7 +35,8 @@ pub enum Answer {
 pub enum IntrospectError {
     /// The caller is nobody known.
     Anonymous,
-    /// This replica has not reached the revision that the call named, or knows no such log.
+    /// This replica has not reached the revision that the call named, knows no such log, or is cut off
+    /// from its store.
     Wait(WatchError),
     /// The store did not answer.
     Store(StoreError),
@@ -65,6 +66,9 @@ impl Service {
         if let Some(cursor) = at_least {
             self.feed.wait_for(cursor, WAIT_FOR_REVISION).await.map_err(IntrospectError::Wait)?;
         }
+        // A replica that is cut off from its store would call good what others took back meanwhile, and
+        // a verifier that asks because its own stream is stale would believe it.
+        self.feed.in_touch().await.map_err(IntrospectError::Wait)?;
         let now = self.now();
         let found = self.examine(token, now).await?;
         let (answer, verdict) = match found {
@@ -111,7 +115,7 @@ impl Service {
         if token.starts_with(crate::domain::refresh_token::PREFIX) {
             return self.examine_refresh(token, now).await;
         }
-        Ok(match self.access.check(token, now) {
+        Ok(match self.check_access(token, now).await {
             Ok(verified) => Ok(Answer::Access(verified)),
             Err(AccessError::Invalid(_)) => Err(Verdict::Inactive),
             Err(AccessError::Revoked(by)) => Err(Verdict::Revoked(by)),
@@ -126,7 +130,8 @@ impl Service {
         let Ok(token) = token.parse::<RefreshToken>() else { return Ok(Err(Verdict::Inactive)) };
         let found = self.store.find_session_and_epochs(token.session()).await?;
         let Some((session, current)) = found else { return Ok(Err(Verdict::Inactive)) };
-        let genuine = self.keys.current().check_refresh(&token, &session.nonce);
+        let ring = self.ring_with(token.mac_key()).await;
+        let genuine = ring.check_refresh(&token, &session.nonce);
         let good = genuine
             && token.generation() == session.generation
             && session.state_at(&current, now) == SessionState::Active;

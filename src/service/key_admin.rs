@@ -199,13 +199,24 @@ impl KeyKeeper {
         records.into_iter().find(announced).ok_or(KeeperError::NotFound)
     }
 
-    /// Makes the announced key sign now, announces another, and returns the one that signs.
+    /// Makes the announced key sign now, announces another, and returns the one that signs. With `from`
+    /// only in place of that key: when another signs already, somebody else rotated, and that is the one.
     ///
     /// # Errors
     /// See [`KeeperError`].
-    pub async fn rotate(&self, now: Timestamp) -> Result<KeyRecord, KeeperError> {
+    pub async fn rotate(
+        &self,
+        from: Option<&KeyId>,
+        now: Timestamp,
+    ) -> Result<KeyRecord, KeeperError> {
+        let from = from.cloned();
         let (records, _) = self
             .change(now, None, move |keeper, records| {
+                let signs = |record: &KeyRecord| record.state == KeyState::Active;
+                let signing = records.iter().find(|record| signs(record)).map(|record| &record.id);
+                if from.is_some() && signing != from.as_ref() {
+                    return Ok(None);
+                }
                 let (sealer, entropy) = (&keeper.sealer, &*keeper.entropy);
                 let rotated = keys::rotate_at(records, &keeper.policy, now, sealer, entropy)?;
                 Ok(Some(rotated.ok_or(KeeperError::NothingAnnounced)?))
@@ -250,17 +261,12 @@ impl Service {
         let now = self.now();
         self.keeper.roll(now).await?;
         self.keeper.roll_mac_keys(now).await?;
-        let stored = self.store.ring().await?;
-        let known = self.ring_in_use().version;
-        if stored.version != known {
-            self.adopt(&stored)?;
-        }
-        Ok(())
+        self.follow_keys().await
     }
 
     /// Puts the stored ring in use and tells the watchers, unless a later one is in use: whoever
     /// read the ring before another changed it must not bring a revoked key back.
-    fn adopt(&self, stored: &StoredRing) -> Result<(), KeeperError> {
+    pub(super) fn adopt(&self, stored: &StoredRing) -> Result<(), KeeperError> {
         let mut in_use = self.ring_in_use();
         if stored.version < in_use.version {
             return Ok(());
@@ -324,8 +330,11 @@ impl Service {
         caller: &Caller,
         origin: &Origin,
     ) -> Result<KeyRecord, AdminError> {
+        // As it is known here when the call comes: of two at once one rotates.
+        let from = self.keys.current().signing().id().clone();
         self.begin_change(caller, "rotate_key", origin).await?;
-        let key = self.keeper.rotate(self.now()).await.map_err(keeper_error)?;
+        let rotated = self.keeper.rotate(Some(&from), self.now()).await;
+        let key = rotated.map_err(keeper_error)?;
         self.after_key_change("key_rotated", caller, &key.id, origin).await?;
         Ok(key)
     }
@@ -436,7 +445,7 @@ mod tests {
         let remove = stored.keys.iter().filter(announced).map(|record| record.id.clone()).collect();
         let change = RingChange { remove, ..RingChange::default() };
         ledger.change_ring(stored.version, change, now).await.unwrap();
-        let error = keeper.rotate(now).await.unwrap_err();
+        let error = keeper.rotate(None, now).await.unwrap_err();
         assert!(matches!(error, KeeperError::NothingAnnounced), "{error}");
         ledger.engine().fail_next(Fault::HoldAnswer);
         let announcing = tokio::spawn({
@@ -447,13 +456,13 @@ mod tests {
         while !ledger.ring().await.unwrap().keys.iter().any(announced) {
             tokio::task::yield_now().await;
         }
-        let signing = keeper.rotate(now).await.unwrap();
+        let signing = keeper.rotate(None, now).await.unwrap();
         ledger.engine().release();
         let announced = announcing.await.unwrap().unwrap();
         assert_eq!((announced.id, announced.state), (signing.id.clone(), KeyState::Announced));
         let reserve = keeper.announce(Algorithm::Es256, now).await.unwrap();
         assert_ne!(reserve.id, signing.id, "the rotation announced another");
-        assert_eq!(keeper.rotate(now).await.unwrap().id, reserve.id);
+        assert_eq!(keeper.rotate(None, now).await.unwrap().id, reserve.id);
     }
 
     #[tokio::test]

@@ -71,7 +71,7 @@ impl Service {
         };
         // From memory: whoever disables or removes a client ends its sessions in the same commit, and
         // the rotation sees that.
-        let client = match self.clients.authenticate_recent(&request.client, now).await {
+        let client = match self.clients.authenticate_recent(&request.client).await {
             Ok(client) => client,
             Err(ClientError::Store(error)) => return Err(error.into()),
             Err(ClientError::Refused(failure)) => return Err(fail(None, failure, false)),
@@ -83,7 +83,7 @@ impl Service {
         let Some(known) = self.store.recall_session(token.session()).await? else {
             return Err(fail(None, Failure::UnknownSession, false));
         };
-        let ring = self.keys.current();
+        let ring = self.ring_with(token.mac_key()).await;
         if !ring.check_refresh(&token, &known.nonce) {
             return Err(fail(Some(&known), Failure::ForgedToken, false));
         }
@@ -128,6 +128,8 @@ impl Service {
                 return Err(fail(Some(&session), Failure::Reused(kind), revision.is_some()));
             }
         };
+        // The successor may be that of another replica, under a key that is new here.
+        self.ring_with(session.mac_key).await;
         let tokens = self.renew(&session, &client, &request, now)?;
         let happening = Happening::Refreshed {
             subject: session.subject.clone(),

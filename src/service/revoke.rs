@@ -181,12 +181,12 @@ impl Service {
                 return Ok(Revoked::Unknown);
             };
             // Whoever makes up a token with somebody's session id must not end that session.
-            if !self.keys.current().check_refresh(&token, &session.nonce) {
+            if !self.ring_with(token.mac_key()).await.check_refresh(&token, &session.nonce) {
                 return Ok(Revoked::Unknown);
             }
             return self.revoke_found_session(caller, &session, stated, now).await;
         }
-        let Ok(verified) = self.access.verified(token.expose(), now) else {
+        let Ok(verified) = self.verified_access(token.expose(), now).await else {
             return Ok(Revoked::Unknown);
         };
         let claims = &verified.claims;

@@ -1,4 +1,6 @@
-//! Removes what is over, a little at a time, so that nobody waits for it.
+//! Removes what is over, a little at a time, so that nobody waits for it. Of the replicas of one store
+//! one does it at a time, and none whose clock is far from those of the others: it would remove
+//! revocations of tokens that live on by their clocks.
 
 use std::time::Duration;
 
@@ -10,7 +12,40 @@ const STEP: usize = 256;
 /// The pause between two steps, so that requests come in between.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// What came of being asked to sweep.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Turn {
+    /// All that is over is gone.
+    Swept(Swept),
+    /// Another replica does it.
+    Another,
+    /// The clock here is far from those of the others.
+    ClockOff,
+}
+
 impl Service {
+    /// Removes all that is over by now, if it is the turn of this replica, which is asked `every` so
+    /// often.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn sweep_in_turn(&self, every: Duration) -> Result<Turn, StoreError> {
+        if self.feed.clock_standing().is_some_and(|standing| standing.is_off()) {
+            return Ok(Turn::ClockOff);
+        }
+        // Somewhat longer than to the next time, so that who has the turn keeps it.
+        let lasts = every.saturating_mul(3) / 2;
+        match self.store.take_sweep_turn(self.sweeper, lasts, self.now()).await {
+            Ok(false) => Ok(Turn::Another),
+            Ok(true) => self.sweep().await.map(Turn::Swept),
+            // To take a turn is to write, which a store without space refuses; to sweep makes space.
+            Err(error) => {
+                tracing::debug!(%error, "whose turn it is to sweep cannot be told");
+                self.sweep().await.map(Turn::Swept)
+            }
+        }
+    }
+
     /// Removes all that is over by now.
     ///
     /// # Errors

@@ -18,12 +18,14 @@
 //! | `h` MAC key id | MAC key, sealed | removed |
 //! | `m/time` | latest moment committed | for ever |
 //! | `m/ring` | version of the key ring | for ever |
+//! | `m/sweep` | whose turn it is to sweep, until when | for ever |
 //!
 //! Integers in keys are big-endian, so that bytes sort as numbers do. Each value starts with the
 //! version of its layout. `i`, `x` and `z` are index entries:
 //! [`INDEX_KINDS`](crate::store::engine::INDEX_KINDS).
 
 use self::bytes::{Read, Reader, V1, Writer};
+use crate::domain::clock::Timestamp;
 use crate::domain::throttle::Attempts;
 use crate::store::StoreError;
 
@@ -44,6 +46,25 @@ pub const SCHEMA_VERSION: u32 = 2;
 
 /// Where the version of the key ring stands.
 pub const RING_KEY: &[u8] = b"m/ring";
+
+/// Where it stands whose turn it is to sweep.
+pub const SWEEP_KEY: &[u8] = b"m/sweep";
+
+/// Whose turn it is, until when.
+pub fn write_turn(who: [u8; 16], until: Timestamp) -> Vec<u8> {
+    Writer::new(V1).raw(&who).time(until).take()
+}
+
+/// Reads what [`write_turn`] wrote.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] for anything else.
+pub fn read_turn(bytes: &[u8]) -> Read<([u8; 16], Timestamp)> {
+    let mut r = Reader::new(bytes, V1, "turn to sweep")?;
+    let turn = (r.array()?, r.time()?);
+    r.end()?;
+    Ok(turn)
+}
 
 /// A number: an epoch, the version of the ring, a time in milliseconds.
 pub fn write_number(number: u64) -> Vec<u8> {

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 
 use super::StoreError;
 use super::backup::{Capture, CaptureError};
+use super::board::Board;
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
 
@@ -390,6 +391,13 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Sets who is told of durable events. At most one; a later call replaces it.
     fn observe(&self, observer: Arc<dyn Observer>);
+
+    /// Where the replicas that share what is stored here leave notes; none when there can be only one.
+    ///
+    /// [`Board`] says how they are used.
+    fn board(&self) -> Option<Arc<dyn Board>> {
+        None
+    }
 
     /// How it is doing.
     fn status(&self) -> EngineStatus;

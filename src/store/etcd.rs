@@ -38,6 +38,7 @@ use self::request::range_of_one;
 pub use self::settings::{EtcdLogin, EtcdSettings, EtcdTls};
 use self::view::Trust;
 use super::backup::{Capture, CaptureError};
+use super::board::Board;
 use super::engine::{
     Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Query,
     TIME_KEY,
@@ -60,6 +61,7 @@ mod member;
 pub(in crate::store) mod meta;
 pub mod moving;
 pub(in crate::store) mod pb;
+mod peers;
 mod request;
 mod resolve;
 pub mod restore;
@@ -312,6 +314,10 @@ impl Engine for EtcdEngine {
 
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.core.log.observe(observer);
+    }
+
+    fn board(&self) -> Option<Arc<dyn Board>> {
+        Some(Arc::new(peers::EtcdBoard(Arc::clone(&self.core))))
     }
 
     fn status(&self) -> EngineStatus {

@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use super::StoreError;
 use super::backup::{Capture, CaptureError};
+use super::board::Board;
 use super::engine::{Answer, Commit, Decision, Engine, EngineStatus, LoggedEvent, Observer, Query};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
@@ -137,6 +138,10 @@ impl<E: Engine> Engine for FaultEngine<E> {
 
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.inner.observe(observer);
+    }
+
+    fn board(&self) -> Option<Arc<dyn Board>> {
+        self.inner.board()
     }
 
     fn status(&self) -> EngineStatus {

@@ -4,6 +4,7 @@
 //! said. Whatever ends a token appends its event before the decision is over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -11,6 +12,7 @@ use self::epochs::{current_epochs, raise, raise_by, read_epoch};
 use self::sessions::session_in;
 use self::users::user_in;
 use super::backup::{Capture, CaptureError};
+use super::board::Board;
 use super::codec::{self, key};
 use super::engine::{
     Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Reads,
@@ -521,6 +523,32 @@ impl<E: Engine> Store for Ledger<E> {
             return floor;
         }
         Timestamp::from_millis(floor.as_millis().saturating_add(TIME_GRAIN_MILLIS))
+    }
+
+    async fn latest_time(&self) -> Decided<Timestamp> {
+        let known = self.ask(|reads| reads.get(TIME_KEY)).await?;
+        Ok(Timestamp::from_millis(known.map_or(Ok(0), |bytes| codec::read_number(&bytes))?))
+    }
+
+    async fn note_time(&self, now: Timestamp) -> Decided<()> {
+        self.decide(now, |_| Ok(())).await?;
+        Ok(())
+    }
+
+    async fn take_sweep_turn(
+        &self,
+        who: [u8; 16],
+        lasts: Duration,
+        now: Timestamp,
+    ) -> Decided<bool> {
+        if self.engine.board().is_none() {
+            return Ok(true);
+        }
+        Ok(self.decide(now, move |txn| sweep::take_turn(txn, who, lasts, now)).await?.0)
+    }
+
+    fn board(&self) -> Option<Arc<dyn Board>> {
+        self.engine.board()
     }
 
     fn status(&self) -> EngineStatus {

@@ -15,6 +15,11 @@ use super::group::{self, Group};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
 
+mod board;
+mod shared;
+
+pub use shared::{SharedMemory, SharedReplica};
+
 /// Keeps everything in memory.
 pub struct MemoryEngine {
     log_id: LogId,

@@ -27,6 +27,7 @@ use avouch::service::admin::users::NewUser;
 use avouch::service::journal::{Happening, Journal, Origin};
 use avouch::service::{Service, Settings};
 use avouch::store::codec::SCHEMA_VERSION;
+use avouch::store::etcd::EtcdSettings;
 use avouch::store::sled::SledSettings;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -136,8 +137,19 @@ pub(crate) fn memory() -> StoreOptions {
 
 /// State under a prefix of an etcd.
 pub(crate) fn etcd(etcd: &Etcd, prefix: &str) -> StoreOptions {
-    let url = etcd.url(prefix).parse().expect("a URL");
+    etcd_at(&etcd.url(prefix))
+}
+
+/// State in the etcd of a URL.
+pub(crate) fn etcd_at(url: &str) -> StoreOptions {
+    let url = url.parse().expect("a URL");
     StoreOptions::Etcd(Box::new(avouch::app::etcd::settings(&url, &sections::Etcd::default())))
+}
+
+/// How the engine is told of a prefix of an etcd.
+pub(crate) fn etcd_settings(etcd: &Etcd, prefix: &str) -> EtcdSettings {
+    let url = etcd.url(prefix).parse().expect("a URL");
+    avouch::app::etcd::settings(&url, &sections::Etcd::default())
 }
 
 /// State in a directory; in a run on etcd, under a prefix that stands for the directory.

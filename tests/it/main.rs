@@ -29,6 +29,7 @@ mod listen;
 mod metrics;
 mod migrate;
 mod mtls;
+mod peers;
 mod process;
 mod race;
 mod redaction;

@@ -188,7 +188,7 @@ impl Client {
         _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    async fn call<T, F>(
+    pub(super) async fn call<T, F>(
         &self,
         deadline: Instant,
         ask: impl Fn(Channel, tonic::metadata::MetadataMap) -> F,

@@ -7,6 +7,7 @@
 //! | `e` and sixteen random bytes | an event; etcd's revision of the key is the event's |
 //! | `!meta` | which log this is, and in which cluster it was begun |
 //! | `!head` | a stamp; etcd's revision of the key is that of the newest event |
+//! | `!board/` and a name | a note of a replica, under a lease; see `peers.rs` |
 //! | `!fence/` and a number | a stamp; see `resolve.rs` |
 //! | `!mark/` and a number | a stamp; see `resolve.rs` |
 //!

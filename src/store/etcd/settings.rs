@@ -46,7 +46,8 @@ impl EtcdSettings {
     /// The members and the prefix, as an operator writes them.
     pub(in crate::store) fn place(&self) -> String {
         let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
-        let hosts = self.endpoints.iter().map(|at| at.split_once("://").map_or(&**at, |(_, at)| at));
+        let hosts =
+            self.endpoints.iter().map(|at| at.split_once("://").map_or(&**at, |(_, at)| at));
         let hosts: Vec<_> = hosts.collect();
         format!("{scheme}://{}/{}", hosts.join(","), self.prefix.trim_matches('/'))
     }

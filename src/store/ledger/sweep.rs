@@ -1,10 +1,30 @@
 //! Removing what is over.
 
+use std::time::Duration;
+
 use super::{Decided, array_in_key, codec, key};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Event, Revocation, Target};
 use crate::domain::ids::SessionId;
 use crate::store::engine::{KeyRange, Order, Rests, Txn};
+
+/// Whether it is the turn of `who` to sweep, which it then has for as long as it `lasts`.
+pub(super) fn take_turn(
+    txn: &mut Txn<'_>,
+    who: [u8; 16],
+    lasts: Duration,
+    now: Timestamp,
+) -> Decided<bool> {
+    if let Some(bytes) = txn.get(codec::SWEEP_KEY)? {
+        let (whose, until) = codec::read_turn(&bytes)?;
+        // One that lasts longer than any was taken by a clock that was far ahead.
+        if whose != who && now < until && until <= now.after(2 * lasts) {
+            return Ok(false);
+        }
+    }
+    txn.put(codec::SWEEP_KEY.to_vec(), codec::write_turn(who, now.after(lasts)));
+    Ok(true)
+}
 
 /// The range of due keys of `kind` that are due at `now`.
 fn due_by(kind: u8, now: Timestamp) -> KeyRange {

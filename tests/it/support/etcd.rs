@@ -114,6 +114,11 @@ impl Etcd {
         format!("etcd://{}/{prefix}", hosts.join(","))
     }
 
+    /// Where a member listens for clients.
+    pub(crate) fn address(&self, member: usize) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.members[member].port).into()
+    }
+
     /// Stops a member as if its machine hung.
     pub(crate) fn pause(&self, member: usize) {
         kill_process(self.members[member].pid, Signal::STOP).expect("it runs");

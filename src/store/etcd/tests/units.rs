@@ -36,6 +36,11 @@ fn inside(range: &KeyRange, key: &[u8]) -> bool {
     *key >= *range.start && range.end.as_ref().is_none_or(|end| *key < **end)
 }
 
+fn any_standing() -> impl Strategy<Value = Standing> {
+    use Standing::{Adopting, Moved, Restoring, Whole};
+    prop::sample::select(vec![Whole, Adopting, Restoring, Moved])
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -84,8 +89,8 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_the_own_record_panic(bytes in vec(any::<u8>(), 0..40), schema: u32, cluster_id: u64, unfinished: bool) {
-        let meta = Meta { schema, log_id: server::LOG, cluster_id, unfinished };
+    fn no_bytes_make_the_own_record_panic(bytes in vec(any::<u8>(), 0..40), schema: u32, cluster_id: u64, standing in any_standing()) {
+        let meta = Meta { schema, log_id: server::LOG, cluster_id, standing };
         prop_assert_eq!(Meta::decode(&meta.encode()), Some(meta));
         prop_assert_eq!(Meta::decode(&meta.encode()[1..]), None);
         if let Some(meta) = Meta::decode(&bytes) {
