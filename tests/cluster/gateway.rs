@@ -93,6 +93,13 @@ pub(crate) async fn status(member: usize) -> Result<Status, Refused> {
     })
 }
 
+/// A check of everything that a member holds as of a revision; 0 for its newest.
+pub(crate) async fn hash(member: usize, revision: u64) -> Result<(u64, u64), Refused> {
+    let what = json!({ "revision": revision.to_string() });
+    let value = ask(member, "/v3/maintenance/hash", &what, SOON).await?;
+    Ok((number(&value["header"]["revision"]), value["hash"].as_u64().unwrap_or(0)))
+}
+
 /// Who leads, as far as anybody says.
 pub(crate) async fn leader() -> Option<usize> {
     for member in 0..3 {

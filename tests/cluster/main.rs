@@ -43,6 +43,8 @@ use replica::Store;
 const ROUNDS: &str = "AVOUCH_TEST_ROUNDS";
 /// How many minutes the long form plays.
 const MINUTES: &str = "AVOUCH_CLUSTER_MINUTES";
+/// Of the long form, only faults whose names hold this.
+const FAULT: &str = "AVOUCH_CLUSTER_FAULT";
 /// What decides the faults and what everybody does; drawn anew in the long form unless it is set.
 const SEED: &str = "AVOUCH_CLUSTER_SEED";
 
@@ -109,7 +111,10 @@ fn plan(store: Store) -> Plan {
     let minutes = number(MINUTES).unwrap_or(20);
     // It is there for what a single server and the load have in common with a cluster.
     let minutes = if store == Store::Sled { minutes.min(2) } else { minutes };
-    let faults = (0..minutes * 60).map(|_| Fault::any(store, &dice)).collect();
+    let wanted = variable(FAULT).unwrap_or_default();
+    let drawn = std::iter::repeat_with(|| Fault::any(store, &dice));
+    let drawn = drawn.filter(|(fault, _)| fault.name().contains(&wanted));
+    let faults = drawn.take(usize::try_from(minutes * 60).expect("not that long")).collect();
     let sizes = Sizes { quota_mebibytes: 64, disk_mebibytes: 1024, compact_after_minutes: Some(2) };
     let at_most = Duration::from_secs(minutes * 60);
     Plan { store, seed, sizes, load: HEAVY, faults, at_most }

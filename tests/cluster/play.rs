@@ -1,6 +1,5 @@
 //! One run from its beginning to its end.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use crate::load::{self, Load};
 use crate::process::PATIENCE;
 use crate::replica::Store;
 use crate::report::{self, KINDS, Struck};
-use crate::rig::Rig;
+use crate::rig::{Rig, kept};
 
 /// What is to happen.
 pub(crate) struct Plan {
@@ -117,8 +116,7 @@ pub(crate) async fn play(plan: Plan) {
 
 /// The report, and, if a promise was broken, what everybody said.
 fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings, history: &History) {
-    let into = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster/{seed}"));
-    std::fs::create_dir_all(&into).expect("a directory");
+    let into = kept(seed);
     std::fs::write(into.join("report.md"), text).expect("written");
     println!("the report is in {}", into.display());
     if !findings.violations.is_empty() {

@@ -14,6 +14,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::calls::endpoint;
 use crate::etcd::{Member, Sizes};
+use crate::gateway;
 use crate::net::Network;
 use crate::process::{PATIENCE, Program};
 use crate::replica::{Store, replica};
@@ -26,6 +27,22 @@ pub(crate) struct Rig {
     /// The replicas that ended though nobody ended them, and what they said last.
     pub(crate) fallen: Vec<String>,
     directory: tempfile::TempDir,
+    seed: u64,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_logs(&kept(self.seed));
+        }
+    }
+}
+
+/// Where the report of a run is, and the logs if something was wrong.
+pub(crate) fn kept(seed: u64) -> std::path::PathBuf {
+    let into = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster/{seed}"));
+    std::fs::create_dir_all(&into).expect("a directory");
+    into
 }
 
 /// The key file that all replicas share.
@@ -54,7 +71,8 @@ impl Rig {
             }
         }
         let replicas = (0..store.replicas()).map(|index| replica(index, store, path)).collect();
-        let mut rig = Self { network, members, replicas, sizes, fallen: Vec::new(), directory };
+        let mut rig =
+            Self { network, members, replicas, sizes, fallen: Vec::new(), directory, seed };
         // All at once: one of them makes what the first start makes.
         rig.replicas.iter_mut().for_each(Program::start);
         rig.serving().await;
@@ -78,9 +96,12 @@ impl Rig {
         for index in 0..self.replicas.len() {
             while !serves(index).await {
                 self.start_the_fallen();
-                let replica = &self.replicas[index];
                 let waited = began.elapsed();
-                assert!(waited < PATIENCE, "replica {index} does not serve: {}", replica.tail(30));
+                if waited > PATIENCE {
+                    let members = self.members_say().await;
+                    let said = self.replicas[index].tail(30);
+                    panic!("replica {index} does not serve: {said}\n{members}");
+                }
                 sleep(Duration::from_millis(50)).await;
             }
         }
@@ -103,6 +124,16 @@ impl Rig {
     /// The panics that replicas told of.
     pub(crate) fn panics(&self) -> Vec<String> {
         self.replicas.iter().filter_map(Program::panicked).collect()
+    }
+
+    /// How far each member is, and what it holds.
+    pub(crate) async fn members_say(&self) -> String {
+        let mut text = String::new();
+        for member in 0..self.members.len() {
+            let (status, hash) = (gateway::status(member).await, gateway::hash(member, 0).await);
+            text += &format!("member {member}: {status:?}, {hash:?}\n");
+        }
+        text
     }
 
     /// What everybody said, kept where it can be read after the end.
