@@ -1,0 +1,103 @@
+//! Decides whether a history keeps the promises. Knows no network, no clock and no avouch: only what was
+//! called and answered, and what the design says of it.
+
+mod books;
+mod line;
+mod reads;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::fmt;
+
+use crate::history::{Answer, History, Micros};
+pub(crate) use books::Books;
+
+/// What the promises are measured by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// How far the clocks of replicas may be from that of the history.
+    pub(crate) slack: Micros,
+    /// How long after a revocation was acknowledged a verifier may accept what it took back: its limit
+    /// of staleness and the skew.
+    pub(crate) bound: Micros,
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    /// Which: the number of the invariant, or what it is about.
+    pub(crate) promise: Promise,
+    /// What happened.
+    pub(crate) text: String,
+}
+
+/// The promises, by their numbers in the design where they have one.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd)]
+pub(crate) enum Promise {
+    /// 1: of one token there is one successor.
+    OneLine,
+    /// 1 to 3: all that was answered about a session fits one order of events, in which each took effect
+    /// between call and answer: no replay is accepted, nobody is killed who kept to the rules, nothing
+    /// that was acknowledged is lost.
+    OneOrder,
+    /// 3: what was acknowledged is there at the end.
+    Durable,
+    /// 5: the stream has no holes.
+    NoHoles,
+    /// Where Revoke says that every watcher has applied the event, every watcher has.
+    Applied,
+    /// 7: a revocation is seen by who made it, and by who names its cursor.
+    ReadYourRevocation,
+    /// No verifier accepts what was taken back, past the bound; and none refuses what was not.
+    Bound,
+    /// Every answer is one that the protocol has.
+    Explained,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.promise, self.text)
+    }
+}
+
+/// What came of a check.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) violations: Vec<Violation>,
+    /// How many sessions were followed.
+    pub(crate) sessions: usize,
+    /// How long after the acknowledgement a verifier last accepted what it took back.
+    pub(crate) latest_acceptance: Micros,
+    /// Sessions whose end only a call explains that was not answered in time and came late, after its
+    /// caller had gone on with the successor.
+    pub(crate) killed_by_a_late_call: usize,
+}
+
+impl Findings {
+    /// Adds what nothing explains.
+    pub(crate) fn explain_none_of(&mut self, these: Vec<String>) {
+        these.into_iter().for_each(|text| self.add(Promise::Explained, text));
+    }
+
+    fn add(&mut self, promise: Promise, text: String) {
+        self.violations.push(Violation { promise, text });
+    }
+}
+
+/// Holds a history against the promises.
+pub(crate) fn check(history: &History, rules: Rules) -> Findings {
+    let mut findings = Findings::default();
+    for call in &history.calls {
+        if let Answer::Strange(what) = &call.answer {
+            let (name, caller) = (call.asked.name(), call.caller);
+            findings
+                .add(Promise::Explained, format!("{name} of {caller} at {}: {what}", call.invoked));
+        }
+    }
+    let books = Books::of(history, &mut findings);
+    line::check(history, &books, rules, &mut findings);
+    reads::check(history, &books, rules, &mut findings);
+    watch::check(history, rules, &mut findings);
+    findings
+}
