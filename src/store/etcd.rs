@@ -129,7 +129,7 @@ impl EtcdEngine {
             error => OpenError::Unreachable { place: place.clone(), what: error.to_string() },
         };
         let [first] = entropy.bytes::<1>();
-        let client = Client::new(&settings, usize::from(first));
+        let client = Client::beginning_with(&settings, usize::from(first));
         let keys = Keys::new(&settings.prefix);
         let deadline = Instant::now() + settings.deadline;
         let (meta, meta_changed) =
