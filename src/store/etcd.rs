@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -129,7 +129,7 @@ impl EtcdEngine {
             error => OpenError::Unreachable { place: place.clone(), what: error.to_string() },
         };
         let [first] = entropy.bytes::<1>();
-        let client = Client::beginning_with(&settings, usize::from(first));
+        let client = Client::new(&settings, usize::from(first));
         let keys = Keys::new(&settings.prefix);
         let deadline = Instant::now() + settings.deadline;
         let (meta, meta_changed) =
@@ -153,7 +153,7 @@ impl EtcdEngine {
             fence: Fence { number, changed: AtomicI64::new(fence), moving: Mutex::new(()) },
             failed: watch::Sender::new(None),
             closed: AtomicBool::new(false),
-            kick: Notify::new(),
+            missed: watch::Sender::new(0),
             counters: Counters::default(),
             settings,
         });

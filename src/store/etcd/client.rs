@@ -70,13 +70,9 @@ pub(in crate::store) struct Client {
 }
 
 impl Client {
-    /// A client that has called nobody yet.
-    pub(in crate::store) fn new(settings: &EtcdSettings) -> Self {
-        Self::beginning_with(settings, 0)
-    }
-
-    /// One that begins with the member of this number, counted around: not every replica asks the same.
-    pub(super) fn beginning_with(settings: &EtcdSettings, first: usize) -> Self {
+    /// A client that has called nobody yet. It begins with the member of this number, or whatever is left of it: not every replica with the
+    /// same.
+    pub(in crate::store) fn new(settings: &EtcdSettings, first: usize) -> Self {
         let members: Vec<_> =
             settings.endpoints.iter().map(|at| Member::new(at, settings)).collect();
         let current = AtomicUsize::new(first % members.len().max(1));

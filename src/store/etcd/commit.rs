@@ -170,7 +170,7 @@ impl Core {
         if self.log.wait_for(revision, patience.min(deadline)).await {
             return true;
         }
-        self.kick.notify_one();
+        self.missed.send_modify(|missed| *missed = revision.max(*missed));
         self.log.wait_for(revision, deadline).await
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::cache::{Cache, Known};
@@ -39,8 +39,9 @@ pub(super) struct Core {
     pub(super) fence: Fence,
     pub(super) failed: watch::Sender<Option<String>>,
     pub(super) closed: AtomicBool,
-    /// Makes the feed ask another member.
-    pub(super) kick: Notify,
+    /// The revision that somebody waited for in vain: where the watch has not told of it, another member
+    /// is asked.
+    pub(super) missed: watch::Sender<i64>,
     pub(super) counters: Counters,
 }
 

@@ -112,9 +112,19 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
     };
     let mut created = false;
     loop {
+        // One that has just begun, or tells of something, is given time: on a slow way it would else be
+        // cut again and again before it has told of anything.
+        let behind = async {
+            sleep(2 * core.client.request_timeout()).await;
+            let mut missed = core.missed.subscribe();
+            let is_behind = |missed: &i64| {
+                u64::try_from(*missed).is_ok_and(|missed| missed > core.log.head().0)
+            };
+            _ = missed.wait_for(is_behind).await;
+        };
         let message = tokio::select! {
             message = stream.message() => message,
-            () = core.kick.notified() => return Ended::Cut("it is behind".to_owned()),
+            () = behind => return Ended::Cut("it is behind".to_owned()),
             () = sleep(core.client.request_timeout()), if !created => {
                 return Ended::Cut("it did not begin in time".to_owned());
             }
