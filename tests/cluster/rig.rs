@@ -75,7 +75,7 @@ impl Rig {
             Self { network, members, replicas, sizes, fallen: Vec::new(), directory, seed };
         // All at once: one of them makes what the first start makes.
         rig.replicas.iter_mut().for_each(Program::start);
-        rig.serving().await;
+        rig.serving().await.expect("they all serve");
         rig
     }
 
@@ -91,21 +91,23 @@ impl Rig {
     }
 
     /// Waits until every replica says that it serves; how long that took.
-    pub(crate) async fn serving(&mut self) -> Duration {
+    ///
+    /// # Errors
+    /// When one does not, with what it said last.
+    pub(crate) async fn serving(&mut self) -> Result<Duration, String> {
         let began = Instant::now();
         for index in 0..self.replicas.len() {
             while !serves(index).await {
                 self.start_the_fallen();
-                let waited = began.elapsed();
-                if waited > PATIENCE {
+                if began.elapsed() > PATIENCE {
                     let members = self.members_say().await;
                     let said = self.replicas[index].tail(30);
-                    panic!("replica {index} does not serve: {said}\n{members}");
+                    return Err(format!("replica {index} does not serve: {said}\n{members}"));
                 }
                 sleep(Duration::from_millis(50)).await;
             }
         }
-        began.elapsed()
+        Ok(began.elapsed())
     }
 
     /// Starts whoever does not run. A replica that nobody has ended is written

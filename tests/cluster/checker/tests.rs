@@ -256,7 +256,7 @@ fn a_call_that_comes_late_may_kill_and_is_counted() {
     let pen = pen.refresh((70, 80), 1, issued(2)).refresh((90, 100), 2, Answer::Refused);
     pen.is_good();
     assert_eq!(pen.findings().killed_by_a_late_call, 1);
-    // The one call cannot both have rotated the session and have killed it.
+    // Or the call that was answered was a retry, and the other has rotated; it comes late all the same.
     let pen = Pen::login().refresh((30, 40), 0, issued(1)).refresh((50, 60), 1, Answer::Unknown);
     let pen = pen.refresh((70, 80), 1, issued(2)).refresh((90, 100), 2, issued(3));
     pen.refresh((110, 120), 3, Answer::Refused).is_good();
