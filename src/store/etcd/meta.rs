@@ -123,10 +123,15 @@ pub(super) async fn claim(
         keys_only: true,
         ..page(keys.range(&crate::store::engine::KeyRange::prefix(b"")), 1, 0)
     };
+    let mut ranges = vec![range_of_one(keys.meta())];
     // Each turn either finds it as it should be or tries to make it so; another may be first.
     while Instant::now() < deadline {
-        let ranges = vec![range_of_one(keys.meta()), everything.clone()];
-        let (found, _) = client.ranges(ranges, deadline).await.map_err(away)?;
+        let (found, _) = client.ranges(ranges.clone(), deadline).await.map_err(away)?;
+        if found.len() < 2 && found.iter().all(|found| found.kvs.is_empty()) {
+            // Only then, and both at one moment: whatever its limit, etcd walks through all keys for it.
+            ranges.push(everything.clone());
+            continue;
+        }
         let is_empty = found.get(1).is_none_or(|any| any.kvs.is_empty());
         let cluster_id = client.cluster_id();
         let first = Meta {

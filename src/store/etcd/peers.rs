@@ -148,7 +148,7 @@ impl EtcdBoard {
         changes: &mpsc::UnboundedSender<Change>,
     ) -> Result<(), CallError> {
         let core = &self.0;
-        let (notes, revision) = core.read_all(self.range("")).await?;
+        let (notes, revision) = core.read_all(self.at("")).await?;
         let prefix = self.at("").len();
         let name = |key: &[u8]| {
             String::from_utf8_lossy(key.get(prefix..).unwrap_or_default()).into_owned()
