@@ -139,7 +139,7 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
             Err(status) => {
                 let (_, token) = core.client.members();
                 if super::member::Token::is_refused(&status) {
-                    token.forget();
+                    token.forget_any();
                 }
                 return Ended::Cut(meaning(&status).to_string());
             }

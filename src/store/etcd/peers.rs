@@ -202,7 +202,7 @@ impl EtcdBoard {
         let answer = WatchClient::new(channel).watch(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| {
             // Whatever it was: a login is cheap, and a watch is rare.
-            token.forget();
+            token.forget(shown.as_ref());
             meaning(&status)
         })
     }
