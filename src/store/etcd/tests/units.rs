@@ -254,3 +254,21 @@ fn what_is_kept_does_not_keep_what_came_with_it() {
     assert_eq!((kept.at.len(), kept.value.len()), (4, 4));
     assert!(sent.is_unique());
 }
+
+#[test]
+fn the_end_of_the_log_is_told_though_its_event_was_swept_unheard() {
+    #[derive(Default)]
+    struct Told(Mutex<Vec<(usize, Revision)>>);
+    impl Observer for Told {
+        fn durable(&self, events: &[LoggedEvent], head: Revision) {
+            self.0.lock().unwrap().push((events.len(), head));
+        }
+    }
+    let (log, told) = (Log::new(), Arc::new(Told::default()));
+    log.observe(Arc::clone(&told) as Arc<dyn Observer>);
+    let event = |revision| Placed { revision, at: Bytes::from_static(b"a"), value: Bytes::new() };
+    log.add(vec![event(3)], 3);
+    log.add(Vec::new(), 7);
+    log.add(vec![event(3)], 7);
+    assert_eq!(*told.0.lock().unwrap(), [(1, Revision(3)), (0, Revision(7))]);
+}
