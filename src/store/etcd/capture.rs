@@ -30,9 +30,9 @@ const PAGES_AHEAD: usize = 8;
 /// How long a page may take, with all that are asked for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Everything under the prefix as of one revision, in the order of the keys, part by part. A range with a
-/// limit would be no page: to say whether there is more, etcd walks its index to the end of the range
-/// each time. So the keys are parted by what they begin with, until a part is small.
+/// Everything that begins in one way as of one revision, in the order of the keys, part by part. A range
+/// with a limit would be no page: to say whether there is more, etcd walks its index to the end of the
+/// range each time. So the keys are parted by what they begin with, until a part is small.
 pub(super) struct Pages<'a> {
     client: &'a Client,
     parts: Vec<Part>,
@@ -47,28 +47,63 @@ enum Part {
     Beneath(Vec<u8>, i64),
 }
 
+impl Part {
+    const fn count(&self) -> i64 {
+        match self {
+            Self::One(_) => 1,
+            Self::Beneath(_, count) => *count,
+        }
+    }
+
+    fn range(self) -> RangeRequest {
+        match self {
+            Self::One(at) => range_of_one(at),
+            Self::Beneath(at, _) => beneath(&at),
+        }
+    }
+}
+
 impl<'a> Pages<'a> {
+    /// Of everything under the prefix.
     pub(super) fn new(client: &'a Client, keys: &Keys, revision: i64) -> Self {
-        Self { client, parts: vec![Part::Beneath(keys.at(b""), i64::MAX)], revision }
+        Self::beneath(client, keys.at(b""), i64::MAX, revision)
+    }
+
+    /// Of the keys that begin so, which are so many, or fewer.
+    pub(super) fn beneath(client: &'a Client, at: Vec<u8>, count: i64, revision: i64) -> Self {
+        let parts = if count > 0 { vec![Part::Beneath(at, count)] } else { Vec::new() };
+        Self { client, parts, revision }
     }
 
     /// The next keys; none after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, CallError> {
-        while let Some(part) = self.parts.pop() {
-            let range = match part {
-                Part::One(at) => range_of_one(at),
-                Part::Beneath(at, count) if count <= PAGE => beneath(&at),
-                Part::Beneath(at, _) => {
-                    self.split(at).await?;
-                    continue;
+        loop {
+            let ranges = self.page();
+            if !ranges.is_empty() {
+                let found = self.read(ranges).await?;
+                let kvs: Vec<_> = found.into_iter().flat_map(|found| found.kvs).collect();
+                if !kvs.is_empty() {
+                    return Ok(Some(kvs));
                 }
-            };
-            let found = self.read(vec![range]).await?.pop().unwrap_or_default();
-            if !found.kvs.is_empty() {
-                return Ok(Some(found.kvs));
+                continue;
+            }
+            match self.parts.pop() {
+                Some(Part::Beneath(at, _) | Part::One(at)) => self.split(at).await?,
+                None => return Ok(None),
             }
         }
-        Ok(None)
+    }
+
+    /// The parts that come next, as many as make a page.
+    fn page(&mut self) -> Vec<RangeRequest> {
+        let (mut ranges, mut room) = (Vec::new(), PAGE);
+        while ranges.len() < MAX_OPS
+            && let Some(part) = self.parts.pop_if(|part| part.count() <= room)
+        {
+            room -= part.count();
+            ranges.push(part.range());
+        }
+        ranges
     }
 
     async fn split(&mut self, at: Vec<u8>) -> Result<(), CallError> {
@@ -91,7 +126,8 @@ impl<'a> Pages<'a> {
     }
 }
 
-fn beneath(at: &[u8]) -> RangeRequest {
+/// All keys that begin so.
+pub(super) fn beneath(at: &[u8]) -> RangeRequest {
     let KeyRange { start, end } = KeyRange::prefix(at);
     let (key, range_end) = (start.into(), end.unwrap_or_else(|| vec![0]).into());
     RangeRequest { key, range_end, ..RangeRequest::default() }

@@ -208,11 +208,12 @@ impl Client {
             let asked = timeout_at(until, async {
                 let channel = member.channel().map_err(CallError::Unknown)?;
                 let token = self.token.shown_to(&channel).await?;
-                Ok(ask(channel, super::member::metadata(token.as_ref())).await)
+                let answer = ask(channel, super::member::metadata(token.as_ref())).await;
+                Ok((token, answer))
             });
-            let status = match asked.await {
-                Ok(Ok(Ok(answer))) => return Ok(answer.into_inner()),
-                Ok(Ok(Err(status))) => status,
+            let (token, status) = match asked.await {
+                Ok(Ok((_, Ok(answer)))) => return Ok(answer.into_inner()),
+                Ok(Ok((token, Err(status)))) => (token, status),
                 Ok(Err(error)) => {
                     self.leave(index);
                     return Err(error);
@@ -225,7 +226,7 @@ impl Client {
             // It was not carried out: the login is looked at first.
             if Token::is_refused(&status) && !logged_in {
                 logged_in = true;
-                self.token.forget();
+                self.token.forget(token.as_ref());
                 continue;
             }
             let error = meaning(&status);

@@ -8,11 +8,12 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::cache::{Cache, Known};
+use super::capture::{Pages, beneath};
 use super::client::{CallError, Client};
 use super::keys::{Keys, Part, Stamp, parts};
 use super::locks::Locks;
 use super::log::Log;
-use super::pb::RangeResponse;
+use super::pb::{KeyValue, RangeRequest, RangeResponse};
 use super::request::{page, range_of_one, range_of_scan, rest_of};
 use super::settings::EtcdSettings;
 use super::view::{Attempt, Over, Scan, Scanned};
@@ -112,7 +113,12 @@ impl Core {
     pub(super) fn known(&self, found: &RangeResponse, as_of: i64) -> Known {
         match found.kvs.first() {
             None => Known { value: None, changed: 0, as_of },
-            Some(kv) => Known { value: Some(kv.value.clone()), changed: kv.mod_revision, as_of },
+            // A copy: what etcd answered is one piece of memory, of 8 KiB at least, that would stay for
+            // as long as any part of it is known.
+            Some(kv) => {
+                let value = bytes::Bytes::copy_from_slice(&kv.value);
+                Known { value: Some(value), changed: kv.mod_revision, as_of }
+            }
         }
     }
 
@@ -180,36 +186,25 @@ impl Core {
             let rest = Scan { start: rest.start, end: rest.end, ..scan.clone() };
             let limit = (scan.limit - records.len()).min(PAGE);
             let range = range_of_scan(&self.keys, &rest, limit);
-            let range = super::pb::RangeRequest { revision, ..range };
+            let range = RangeRequest { revision, ..range };
             let asked = self.client.ranges(vec![range], deadline).await;
             let (mut found, _) = asked.map_err(|error| self.noted(error))?;
             page_of = found.pop().unwrap_or_default();
         }
     }
 
-    /// Everything in a range as of one revision, which is not before this was called. Gives the revision
-    /// too.
-    pub(super) async fn read_all(
-        &self,
-        range: (Vec<u8>, Vec<u8>),
-    ) -> Result<(Vec<super::pb::KeyValue>, i64), CallError> {
-        let (mut from, end) = range;
-        let (mut all, mut at) = (Vec::new(), 0);
-        loop {
-            let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
-            let range = page((from, end.clone()), limit, at);
-            let (mut found, revision) = self.client.ranges(vec![range], self.deadline()).await?;
-            if at == 0 {
-                at = revision;
-            }
-            let found = found.pop().unwrap_or_default();
-            let last = found.kvs.last().map(|kv| [&kv.key, [0].as_slice()].concat());
-            all.extend(found.kvs);
-            match last {
-                Some(next) if found.more => from = next,
-                Some(_) | None => return Ok((all, at)),
-            }
+    /// Everything that begins so as of one revision, which is not before this was called. Gives the
+    /// revision too.
+    pub(super) async fn read_all(&self, at: Vec<u8>) -> Result<(Vec<KeyValue>, i64), CallError> {
+        let count = RangeRequest { count_only: true, ..beneath(&at) };
+        let (found, revision) = self.client.ranges(vec![count], self.deadline()).await?;
+        let count = found.first().map_or(0, |found| found.count);
+        let mut pages = Pages::beneath(&self.client, at, count, revision);
+        let mut all = Vec::new();
+        while let Some(page) = pages.next().await? {
+            all.extend(page);
         }
+        Ok((all, revision))
     }
 
     /// How many records a range holds.
@@ -222,7 +217,7 @@ impl Core {
                 }
                 Part::Stored(range) => {
                     let all = page(self.keys.range(&range), 0, 0);
-                    ranges.push(super::pb::RangeRequest { count_only: true, ..all });
+                    ranges.push(RangeRequest { count_only: true, ..all });
                 }
             }
         }

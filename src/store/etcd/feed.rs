@@ -10,12 +10,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Streaming};
 
 use super::client::{CallError, meaning};
 use super::core::Core;
+use super::keys::EVENT;
 use super::log::Placed;
 use super::member::metadata;
 use super::pb::event::EventType;
@@ -88,19 +90,21 @@ pub(super) async fn load(core: &Core) -> Result<i64, CallError> {
 }
 
 async fn load_once(core: &Core) -> Result<i64, CallError> {
-    let (mut events, revision) = core.read_all(core.keys.events()).await?;
+    let (mut events, revision) = core.read_all(core.keys.at(&[EVENT])).await?;
     let head = RangeRequest { revision, ..range_of_one(core.keys.head()) };
     let (found, _) = core.client.ranges(vec![head], core.deadline()).await?;
     let head = found.first().and_then(|found| found.kvs.first()).map_or(0, |kv| kv.mod_revision);
     events.sort_by_key(|event| event.mod_revision);
     let there: HashSet<_> = events.iter().map(|event| event.key.clone()).collect();
     core.log.retain(|at| there.contains(at));
-    core.log.add(events.into_iter().map(placed).collect(), head);
+    core.log.add(events.iter().map(placed).collect(), head);
     Ok(revision)
 }
 
-fn placed(kv: KeyValue) -> Placed {
-    Placed { revision: kv.mod_revision, at: kv.key, value: kv.value }
+/// A copy of an event: it may be kept for long, and what etcd sent with it is not to be.
+pub(super) fn placed(kv: &KeyValue) -> Placed {
+    let (at, value) = (Bytes::copy_from_slice(&kv.key), Bytes::copy_from_slice(&kv.value));
+    Placed { revision: kv.mod_revision, at, value }
 }
 
 async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
@@ -135,7 +139,7 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
             Err(status) => {
                 let (_, token) = core.client.members();
                 if super::member::Token::is_refused(&status) {
-                    token.forget();
+                    token.forget_any();
                 }
                 return Ended::Cut(meaning(&status).to_string());
             }
@@ -168,7 +172,7 @@ fn take(core: &Core, message: WatchResponse, next: &mut i64) {
         let Some(kv) = event.kv else { continue };
         last = last.max(kv.mod_revision);
         if is_put {
-            added.push(placed(kv));
+            added.push(placed(&kv));
         } else {
             core.log.remove(&kv.key);
         }

@@ -64,6 +64,7 @@ impl Log {
     /// is no other event.
     pub(super) fn add(&self, events: Vec<Placed>, through: i64) {
         let mut state = self.state_mut();
+        let before = state.head;
         let mut logged = Vec::with_capacity(events.len());
         for event in events {
             let Ok(revision) = u64::try_from(event.revision) else { continue };
@@ -81,8 +82,10 @@ impl Log {
         let head = state.head;
         drop(state);
         let observer = self.observer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // The newest event may have been swept before it was heard of here. The end of the log has moved
+        // all the same, and whoever follows it would wait for it for ever.
         if let Some(observer) = observer
-            && !logged.is_empty()
+            && head > before
         {
             observer.durable(&logged, Revision(head));
         }

@@ -96,6 +96,8 @@ pub(super) fn metadata(token: Option<&AsciiMetadataValue>) -> MetadataMap {
 pub(super) struct Token {
     login: Option<EtcdLogin>,
     token: Mutex<Option<AsciiMetadataValue>>,
+    /// Held by the one who logs in: that costs etcd a slow hash, and the others wait for what it gives.
+    logging_in: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Token {
@@ -106,7 +108,7 @@ impl std::fmt::Debug for Token {
 
 impl Token {
     pub(super) fn new(login: Option<EtcdLogin>) -> Self {
-        Self { login, token: Mutex::default() }
+        Self { login, token: Mutex::default(), logging_in: tokio::sync::Mutex::default() }
     }
 
     /// The token, after a login if there is none. None where nobody logs in.
@@ -115,6 +117,10 @@ impl Token {
         channel: &Channel,
     ) -> Result<Option<AsciiMetadataValue>, CallError> {
         let Some(login) = &self.login else { return Ok(None) };
+        if let Some(token) = &*self.token() {
+            return Ok(Some(token.clone()));
+        }
+        let _only = self.logging_in.lock().await;
         if let Some(token) = &*self.token() {
             return Ok(Some(token.clone()));
         }
@@ -145,8 +151,16 @@ impl Token {
         self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes the next call log in again, unless somebody has done so since `refused` was shown.
+    pub(super) fn forget(&self, refused: Option<&AsciiMetadataValue>) {
+        let mut token = self.token();
+        if token.as_ref() == refused {
+            token.take();
+        }
+    }
+
     /// Makes the next call log in again.
-    pub(super) fn forget(&self) {
+    pub(super) fn forget_any(&self) {
         self.token().take();
     }
 
@@ -156,5 +170,23 @@ impl Token {
         status.code() == Code::Unauthenticated
             || text.contains("revision in header is old")
             || text.contains("user name is empty")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_that_is_newer_than_the_one_that_was_refused_stays() {
+        let login = EtcdLogin { username: "u".to_owned(), password_file: "/nowhere".into() };
+        let token = Token::new(Some(login));
+        let [old, new] = ["old", "new"].map(AsciiMetadataValue::from_static);
+        *token.token() = Some(new.clone());
+        token.forget(Some(&old));
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        assert_eq!(token.shown_to(&channel).await, Ok(Some(new.clone())));
+        token.forget(Some(&new));
+        assert!(token.token().is_none());
     }
 }

@@ -1,9 +1,10 @@
 //! The engine's own record: which log stands under the prefix, and in which cluster it was begun.
 //!
 //! An etcd that was restored from a snapshot, or that another was put in the place of, does not have
-//! what was acknowledged last, and nothing in it shows what is missing. A restored cluster has a new id
-//! unless somebody took care that it has not, so one in another cluster than it was begun in does not
-//! open. `adopt` opens it under a new name of the log, so that no watcher takes it for the old one.
+//! what was acknowledged last, and nothing in it shows what is missing. A cluster has its id from its token
+//! and the URLs of its members, so one that was restored with others has a new id, and what is in it does
+//! not open. With the same ones it has its old id, and nothing here notices: `docs/operate.md` says so.
+//! `adopt` opens it under a new name of the log, so that no watcher takes it for the old one.
 
 use tokio::time::Instant;
 
@@ -123,10 +124,15 @@ pub(super) async fn claim(
         keys_only: true,
         ..page(keys.range(&crate::store::engine::KeyRange::prefix(b"")), 1, 0)
     };
+    let mut ranges = vec![range_of_one(keys.meta())];
     // Each turn either finds it as it should be or tries to make it so; another may be first.
     while Instant::now() < deadline {
-        let ranges = vec![range_of_one(keys.meta()), everything.clone()];
-        let (found, _) = client.ranges(ranges, deadline).await.map_err(away)?;
+        let (found, _) = client.ranges(ranges.clone(), deadline).await.map_err(away)?;
+        if found.len() < 2 && found.iter().all(|found| found.kvs.is_empty()) {
+            // Only then, and both at one moment: whatever its limit, etcd walks through all keys for it.
+            ranges.push(everything.clone());
+            continue;
+        }
         let is_empty = found.get(1).is_none_or(|any| any.kvs.is_empty());
         let cluster_id = client.cluster_id();
         let first = Meta {

@@ -148,7 +148,7 @@ impl EtcdBoard {
         changes: &mpsc::UnboundedSender<Change>,
     ) -> Result<(), CallError> {
         let core = &self.0;
-        let (notes, revision) = core.read_all(self.range("")).await?;
+        let (notes, revision) = core.read_all(self.at("")).await?;
         let prefix = self.at("").len();
         let name = |key: &[u8]| {
             String::from_utf8_lossy(key.get(prefix..).unwrap_or_default()).into_owned()
@@ -202,7 +202,7 @@ impl EtcdBoard {
         let answer = WatchClient::new(channel).watch(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| {
             // Whatever it was: a login is cheap, and a watch is rare.
-            token.forget();
+            token.forget(shown.as_ref());
             meaning(&status)
         })
     }

@@ -35,10 +35,12 @@ pub(super) fn read(range: RangeRequest) -> RequestOp {
 /// Up to `limit` records of a scan's range.
 pub(super) fn range_of_scan(keys: &Keys, scan: &Scan, limit: usize) -> RangeRequest {
     let (key, range_end) = keys.range(&scan.range());
+    // They come in the order of their keys as it is. To ask for an order, that one too, is to have etcd
+    // read the whole range before it looks at the limit.
     let order = if scan.descending {
         range_request::SortOrder::Descend
     } else {
-        range_request::SortOrder::Ascend
+        range_request::SortOrder::None
     };
     RangeRequest {
         key: key.into(),

@@ -14,7 +14,7 @@ use super::client::{CallError, Client};
 use super::keys::{EVENT, Keys, Stamp, stamped};
 use super::meta::{Meta, Standing, write};
 use super::pb::request_op::Request as Op;
-use super::pb::{DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest};
+use super::pb::{DeleteRangeRequest, KeyValue, RangeRequest, RequestOp, TxnRequest};
 use super::request::{put, range_of_one, unchanged};
 use super::settings::EtcdSettings;
 use crate::domain::entropy::Entropy;
@@ -137,24 +137,43 @@ impl EtcdRestore {
 
     /// Removes everything but `!meta`, a part at a time.
     async fn remove_the_rest(&self) -> Result<(), RestoreError> {
-        let meta = self.keys.meta();
-        loop {
-            let found = self.page_without_meta().await?;
-            let (Some(first), Some(last)) = (found.first(), found.last()) else { return Ok(()) };
-            let end = [last.as_slice(), &[0]].concat();
-            // Around `!meta`, which may lie between.
-            let mut parts = vec![(first.clone(), end.clone())];
-            if *first < meta && meta < end {
-                parts = vec![(first.clone(), meta.clone()), ([&meta[..], &[0]].concat(), end)];
+        while !self.page_without_meta().await?.is_empty() {
+            let own = vec![range_of_one(self.keys.meta())];
+            let asked = self.client.ranges(own, deadline()).await;
+            let (_, revision) = asked.map_err(|error| self.failed(&error))?;
+            let mut pages = Pages::new(&self.client, &self.keys, revision);
+            loop {
+                match pages.next().await {
+                    Ok(Some(page)) => self.remove_page(&page).await?,
+                    // What came late, or was compacted before it was read, is there at the next look.
+                    Ok(None) | Err(CallError::Compacted) => break,
+                    Err(error) => return Err(self.failed(&error)),
+                }
             }
-            let remove = parts.into_iter().map(|(from, end)| RequestOp {
-                request: Some(Op::RequestDeleteRange(DeleteRangeRequest {
-                    key: from.into(),
-                    range_end: end.into(),
-                })),
-            });
-            self.carry_out(remove.collect()).await?;
         }
+        Ok(())
+    }
+
+    /// Removes keys that stand side by side, but for `!meta`.
+    async fn remove_page(&self, page: &[KeyValue]) -> Result<(), RestoreError> {
+        let meta = self.keys.meta();
+        let (Some(first), Some(last)) = (page.first(), page.last()) else { return Ok(()) };
+        let (first, end) = (first.key.to_vec(), [&last.key, [0].as_slice()].concat());
+        // Around `!meta`, which may lie between.
+        let parts = if first <= meta && meta < end {
+            vec![(first, meta.clone()), ([&meta[..], &[0]].concat(), end)]
+        } else {
+            vec![(first, end)]
+        };
+        // A range that ends where it begins is no range.
+        let parts = parts.into_iter().filter(|(from, end)| from < end);
+        let remove = parts.map(|(from, end)| RequestOp {
+            request: Some(Op::RequestDeleteRange(DeleteRangeRequest {
+                key: from.into(),
+                range_end: end.into(),
+            })),
+        });
+        self.carry_out(remove.collect()).await.map(drop)
     }
 
     async fn remove(&self, at: Vec<u8>) -> Result<(), RestoreError> {

@@ -11,7 +11,8 @@ use crate::store::engine::{Order, Reads, Rests, Value, event_key};
 use crate::store::etcd::cache::Known;
 use crate::store::etcd::keys::{Part, parts, revision_in, stamp_of, stamped};
 use crate::store::etcd::log::Placed;
-use crate::store::etcd::view::{Attempt, Over, Scanned};
+use crate::store::etcd::pb::range_request::SortOrder;
+use crate::store::etcd::view::{Attempt, Over, Scan, Scanned};
 
 /// Keys of all kinds: below and above those of the engine and of events, and these themselves.
 fn any_key() -> impl Strategy<Value = Vec<u8>> {
@@ -233,4 +234,41 @@ async fn locks_that_are_no_longer_needed_hold_nobody_up() {
     let rest = both.difference(&only).copied().collect();
     drop(locks.lock(rest).await);
     assert!(!locked.covers(&both) || both == only);
+}
+
+#[test]
+fn a_page_in_the_order_of_the_keys_asks_for_no_order() {
+    // etcd reads a whole range to sort it, whatever the limit.
+    let scan = |descending| Scan { start: b"u".to_vec(), end: None, descending, limit: 10 };
+    let order = |scan| request::range_of_scan(&Keys::new("/p/"), &scan, 10).sort_order;
+    assert_eq!(order(scan(false)), i32::from(SortOrder::None));
+    assert_eq!(order(scan(true)), i32::from(SortOrder::Descend));
+}
+
+#[test]
+fn what_is_kept_does_not_keep_what_came_with_it() {
+    let sent = Bytes::from(vec![7; 8192]);
+    let kv = pb::KeyValue { key: sent.slice(..4), value: sent.slice(4..8), ..Default::default() };
+    let kept = feed::placed(&kv);
+    drop(kv);
+    assert_eq!((kept.at.len(), kept.value.len()), (4, 4));
+    assert!(sent.is_unique());
+}
+
+#[test]
+fn the_end_of_the_log_is_told_though_its_event_was_swept_unheard() {
+    #[derive(Default)]
+    struct Told(Mutex<Vec<(usize, Revision)>>);
+    impl Observer for Told {
+        fn durable(&self, events: &[LoggedEvent], head: Revision) {
+            self.0.lock().unwrap().push((events.len(), head));
+        }
+    }
+    let (log, told) = (Log::new(), Arc::new(Told::default()));
+    log.observe(Arc::clone(&told) as Arc<dyn Observer>);
+    let event = |revision| Placed { revision, at: Bytes::from_static(b"a"), value: Bytes::new() };
+    log.add(vec![event(3)], 3);
+    log.add(Vec::new(), 7);
+    log.add(vec![event(3)], 7);
+    assert_eq!(*told.0.lock().unwrap(), [(1, Revision(3)), (0, Revision(7))]);
 }

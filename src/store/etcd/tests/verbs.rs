@@ -238,10 +238,7 @@ async fn what_is_over_is_swept_however_much_it_is() {
             assert_eq!(ledger.find_session(*id).await, Ok(None));
         }
     }
-    let left = ledgers[0]
-        .engine()
-        .core
-        .read_all(ledgers[0].engine().core.keys.range(&KeyRange::prefix(b"")));
+    let left = ledgers[0].engine().core.read_all(ledgers[0].engine().core.keys.at(b""));
     let (left, _) = left.await.unwrap();
     let keys: Vec<_> = left
         .iter()
@@ -255,4 +252,27 @@ async fn what_is_over_is_swept_however_much_it_is() {
     let third = open(&settings).await;
     assert_eq!(third.head(), before);
     assert!(third.time_floor() >= later);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_log_is_read_in_few_calls_and_whole() {
+    const EVENTS: usize = 20_000;
+    let etcd = Etcd::start();
+    let settings = etcd.settings();
+    let engine = open(&settings).await;
+    let core = &engine.core;
+    let mut expected = std::collections::BTreeSet::new();
+    for _ in 0..EVENTS / 100 {
+        let at: Vec<_> = (0..100).map(|_| core.keys.event(core.entropy.bytes())).collect();
+        let success = at.iter().map(|at| request::put(at.clone(), b"event".to_vec())).collect();
+        expected.extend(at);
+        let txn = pb::TxnRequest { success, ..pb::TxnRequest::default() };
+        core.client.txn(txn, core.deadline()).await.unwrap();
+    }
+    let (read, _) = core.read_all(core.keys.at(b"e")).await.unwrap();
+    assert_eq!(read.len(), EVENTS, "each once");
+    assert!(read.iter().all(|event| expected.contains(&*event.key)));
+    // Seven, and those that open it; by pages of 500 it would be forty.
+    let calls = open(&settings).await.calls();
+    assert!(calls <= 20, "{calls} calls to open a log of {EVENTS} events");
 }
