@@ -36,6 +36,8 @@ const MOVED: &str = "avouch.moved";
 
 /// A second name for sled's newest snapshot, beside its directory.
 pub(super) const SNAPSHOT: &str = "avouch.snapshot";
+/// A second name for the one before that.
+pub(super) const OLDER_SNAPSHOT: &str = "avouch.snapshot.older";
 
 /// The directory of sled's files from a first start that was cut off.
 const UNFINISHED: &str = "sled.unfinished";
@@ -191,6 +193,14 @@ fn open_and_check(
             set_aside(path, &sled_path).map_err(io_error(path))?;
             open_sled(path, &sled_path, settings)?
         }
+        Err(OpenError::Damaged { what, path: at }) => {
+            if !take_older_snapshot(path, &sled_path).map_err(io_error(path))? {
+                return Err(OpenError::Damaged { what, path: at });
+            }
+            // What is read by it is held against the mark and the digest like anything else.
+            tracing::warn!(%what, "the last start was cut off; the snapshot before it is read");
+            open_sled(path, &sled_path, settings)?
+        }
         opened => opened?,
     };
     sync_files(path, &sled_path).map_err(io_error(&sled_path))?;
@@ -258,7 +268,8 @@ fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
 /// As it opens, sled writes a new snapshot, removes the old one, and syncs neither name. A power cut
 /// then may leave no snapshot at all, and without one sled reads nothing from a log whose first
 /// segments it has used again. So the old one keeps a second name, in a directory that is synced
-/// first, and gets its name back when there is no other.
+/// first, and gets its name back when there is no other. It keeps that name for one start more: the
+/// new one may tell of a log that was cleared, and only a part of that may have reached the disk.
 fn keep_snapshot(path: &Path, sled_path: &Path) -> io::Result<()> {
     let kept = path.join(SNAPSHOT);
     let is_snapshot = |file: &PathBuf| {
@@ -271,7 +282,9 @@ fn keep_snapshot(path: &Path, sled_path: &Path) -> io::Result<()> {
     let has_kept = kept.try_exists()?;
     match newest {
         Some(newest) => {
-            if has_kept {
+            if has_kept && fs::metadata(&kept)?.ino() != fs::metadata(&newest)?.ino() {
+                fs::rename(&kept, path.join(OLDER_SNAPSHOT))?;
+            } else if has_kept {
                 fs::remove_file(&kept)?;
             }
             link(&newest, &kept)?;
@@ -285,11 +298,31 @@ fn keep_snapshot(path: &Path, sled_path: &Path) -> io::Result<()> {
     }
 }
 
+/// Lets sled begin with the snapshot before the one that it could not read the log by. False when
+/// there is none.
+fn take_older_snapshot(path: &Path, sled_path: &Path) -> io::Result<bool> {
+    let older = path.join(OLDER_SNAPSHOT);
+    if !older.try_exists()? {
+        return Ok(false);
+    }
+    for file in files_of(sled_path)? {
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // Each has its second name.
+        if name.starts_with("snap.") {
+            fs::remove_file(&file)?;
+        }
+    }
+    link(&older, &sled_path.join("snap.0000000000000000"))?;
+    sync_dir(sled_path)?;
+    Ok(true)
+}
+
 /// Makes room for a new database where nothing was ever acknowledged. Whatever there is stays to be
 /// looked at.
 fn set_aside(path: &Path, sled_path: &Path) -> io::Result<()> {
     let aside = path.join(UNFINISHED);
-    for gone in [fs::remove_dir_all(&aside), fs::remove_file(path.join(SNAPSHOT))] {
+    let snapshots = [SNAPSHOT, OLDER_SNAPSHOT].map(|name| fs::remove_file(path.join(name)));
+    for gone in [fs::remove_dir_all(&aside)].into_iter().chain(snapshots) {
         match gone {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use super::mark::{Mark, MarkFile};
 use super::open::{
-    DATABASE, MARK, SNAPSHOT, UNFINISHED_RESTORE, create_private_dir, io_error, lock_dir,
-    open_locked, open_sled, sync_dir, sync_files,
+    DATABASE, MARK, OLDER_SNAPSHOT, SNAPSHOT, UNFINISHED_RESTORE, create_private_dir, io_error,
+    lock_dir, open_locked, open_sled, sync_dir, sync_files,
 };
 use super::record::{META_KEY, Meta, fingerprint, seal};
 use super::{SledEngine, SledSettings};
@@ -174,7 +174,7 @@ fn remove_ours(path: &Path, with_marker: bool) -> io::Result<()> {
         Ok(()) | Err(_) => Ok(()),
     };
     gone(fs::remove_dir_all(path.join(DATABASE)))?;
-    for name in [MARK, SNAPSHOT] {
+    for name in [MARK, SNAPSHOT, OLDER_SNAPSHOT] {
         gone(fs::remove_file(path.join(name)))?;
     }
     gone(fs::remove_file(path.join(MARK).with_extension("new")))?;
