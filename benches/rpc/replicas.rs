@@ -75,11 +75,30 @@ async fn transactions(cluster: &Cluster) -> Result<f64, Failure> {
     Ok(line.split_whitespace().last().ok_or("no number")?.parse()?)
 }
 
-/// A phase of load, and what it took of etcd.
+/// The CPU that this process, which calls, has taken so far.
+fn own_cpu() -> Result<Duration, Failure> {
+    let mut nanos = 0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        // A thread may end meanwhile.
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        nanos += text.split_whitespace().next().ok_or("no schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// What was taken so far, before a phase of load.
+struct Before {
+    etcd: Duration,
+    own: Duration,
+    transactions: f64,
+}
+
+/// A phase of load, and what it took of etcd and of this process.
 #[derive(Default)]
 struct Measured {
     phase: Phase,
     etcd: Duration,
+    own: Duration,
     transactions: f64,
 }
 
@@ -87,6 +106,7 @@ impl Measured {
     fn add(&mut self, other: &Self) {
         self.phase.add(&other.phase);
         self.etcd += other.etcd;
+        self.own += other.own;
         self.transactions += other.transactions;
     }
 
@@ -94,9 +114,9 @@ impl Measured {
         count(self.phase.latencies.len())
     }
 
-    /// Microseconds of the members' CPU for one call.
-    fn etcd_cpu(&self) -> f64 {
-        self.etcd.as_secs_f64() * 1e6 / self.calls()
+    /// Microseconds for one call.
+    fn each(&self, cpu: Duration) -> f64 {
+        cpu.as_secs_f64() * 1e6 / self.calls()
     }
 }
 
@@ -123,7 +143,7 @@ impl Bench<'_> {
         };
         let sessions = Supply::new(sessions);
         let (channels, wheels) = (Arc::clone(&self.channels), Arc::clone(&self.wheels));
-        let (cpu, asked) = (self.cluster.cpu()?, transactions(self.cluster).await?);
+        let before = self.before().await?;
         let phase = saturate(self.server, callers, self.plan.phase, move |worker| {
             let client = Identity::new(channels[worker % channels.len()].clone());
             let (sessions, wheels) = (Arc::clone(&sessions), Arc::clone(&wheels));
@@ -138,25 +158,31 @@ impl Bench<'_> {
             }
         })
         .await?;
-        self.measured(phase, cpu, asked).await
+        self.measured(phase, before).await
     }
 
     async fn bare(&self, bare: &Arc<Bare>, callers: usize) -> Result<Measured, Failure> {
-        let (cpu, asked) = (self.cluster.cpu()?, transactions(self.cluster).await?);
+        let before = self.before().await?;
         let bare = Arc::clone(bare);
         let phase = saturate(self.server, callers, self.plan.phase, move |worker| {
             let bare = Arc::clone(&bare);
             async move { bare.call(worker).await }
         })
         .await?;
-        self.measured(phase, cpu, asked).await
+        self.measured(phase, before).await
     }
 
-    async fn measured(&self, phase: Phase, cpu: Duration, asked: f64) -> Result<Measured, Failure> {
+    async fn before(&self) -> Result<Before, Failure> {
+        let transactions = transactions(self.cluster).await?;
+        Ok(Before { etcd: self.cluster.cpu()?, own: own_cpu()?, transactions })
+    }
+
+    async fn measured(&self, phase: Phase, before: Before) -> Result<Measured, Failure> {
         Ok(Measured {
             phase,
-            etcd: self.cluster.cpu()?.saturating_sub(cpu),
-            transactions: transactions(self.cluster).await? - asked,
+            etcd: self.cluster.cpu()?.saturating_sub(before.etcd),
+            own: own_cpu()?.saturating_sub(before.own),
+            transactions: transactions(self.cluster).await? - before.transactions,
         })
     }
 }
@@ -195,12 +221,11 @@ async fn beside_bare(
                 continue;
             }
             let (mut rpc, mut alone) = (Measured::default(), Measured::default());
-            let (mut ratios, mut parts) = (Vec::new(), Vec::new());
+            let mut ratios = Vec::new();
             for _ in 0..plan.rounds {
                 let before = bench.bare(bare, *callers).await?;
                 let phase = bench.rpc(*call, *callers).await?;
                 ratios.push(phase.phase.rate() / before.phase.rate());
-                parts.push(phase.etcd_cpu() / before.etcd_cpu());
                 alone.add(&before);
                 rpc.add(&phase);
             }
@@ -208,10 +233,12 @@ async fn beside_bare(
             report.row(Row::new(format!("{name}, bare, {callers} callers"), &alone.phase));
             report.row(Row::new(format!("{name}, {callers} callers"), &rpc.phase));
             report.note(format!(
-                "{name}, {callers} callers: {:.0} us of etcd's CPU each, bare {:.0} us, {:.2} x; {:.2} transactions each",
-                rpc.etcd_cpu(),
-                alone.etcd_cpu(),
-                median(parts),
+                "{name}, {callers} callers, CPU us each: etcd {:.0}, the server {:.0}, who calls {:.0}; bare: etcd {:.0}, who calls {:.0}; {:.2} transactions each",
+                rpc.each(rpc.etcd),
+                rpc.phase.cpu_per_call(),
+                rpc.each(rpc.own),
+                alone.each(alone.etcd),
+                alone.each(alone.own),
                 rpc.transactions / rpc.calls(),
             ));
             report.target(

@@ -81,7 +81,7 @@ fn enough(plan: &Plan, each_second: f64) -> usize {
 
 /// More sessions than are revoked in one phase.
 pub(crate) fn enough_sessions(plan: &Plan) -> usize {
-    enough(plan, if plan.store == Store::Sled { 25_000.0 } else { 4_000.0 })
+    enough(plan, if plan.store == Store::Sled { 25_000.0 } else { 10_000.0 })
 }
 
 /// Measures them all.
