@@ -116,10 +116,14 @@ impl Cluster {
         Err("etcd did not come up in 30 s".into())
     }
 
+    /// Where a member listens for clients, by number.
+    pub(crate) fn address(&self, number: usize) -> String {
+        format!("127.0.0.1:{}", self.members[number % self.members.len()].client)
+    }
+
     /// A connection to a member, by number.
     pub(crate) fn channel(&self, number: usize) -> Result<Channel, Failure> {
-        let member = &self.members[number % self.members.len()];
-        let url = format!("http://127.0.0.1:{}", member.client);
+        let url = format!("http://{}", self.address(number));
         Ok(Endpoint::from_shared(url)?.tcp_nodelay(true).connect_lazy())
     }
 

@@ -34,10 +34,17 @@ pub(crate) async fn run_as(role: &str, arguments: &[&str]) -> Result<(), Failure
 impl Server {
     /// Starts one on the state in `dir`.
     pub(crate) async fn start(dir: &Path) -> Result<Self, Failure> {
+        Self::start_on(dir, None).await
+    }
+
+    /// Starts one with its files in `dir` and its state in the etcd that listens there, if one is named.
+    pub(crate) async fn start_on(dir: &Path, etcd: Option<String>) -> Result<Self, Failure> {
+        std::fs::create_dir_all(dir)?;
         let begun = Instant::now();
         let mut process = Command::new(std::env::current_exe()?)
             .arg("--server")
             .arg(dir)
+            .args(etcd)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

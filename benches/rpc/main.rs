@@ -5,6 +5,11 @@
 //! little; `-- --sessions N` for another size of the large store, 0 for none, and
 //! 1000000 for the one that the targets speak of, which takes two minutes more; `-- --only TEXT` for the
 //! calls whose names have that text; `-- --rounds N` and `-- --phase-ms N` for more patience.
+//!
+//! `-- --store etcd` measures on an etcd that it starts itself, on the disk of the build, with one member or
+//! `--members 3`: the same rows, then Refresh and Revoke beside the bare transactions that they are made of,
+//! and how soon a watcher at another replica hears of a revocation. Passwords, many watchers and the large
+//! store are left to the run on sled. etcd is `AVOUCH_ETCD`, or the one in `target/tools`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 
@@ -18,11 +23,15 @@ mod backups;
 mod bare;
 mod calls;
 mod child;
+#[path = "../cell/etcd.rs"]
+mod etcd;
 mod load;
 mod nothing;
+mod replicas;
 mod report;
 mod rows;
 mod server;
+mod transactions;
 mod watchers;
 
 use child::Server;
@@ -32,6 +41,13 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// How many sessions the targets for memory and start speak of.
 const TARGET_SESSIONS: usize = 1_000_000;
+
+/// Where the server keeps its state.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Store {
+    Sled,
+    Etcd,
+}
 
 /// How much is measured.
 pub(crate) struct Plan {
@@ -45,6 +61,11 @@ pub(crate) struct Plan {
     sessions: usize,
     /// What the name of a call must have.
     only: Option<String>,
+    store: Store,
+    /// How many members an etcd has.
+    members: usize,
+    /// How many callers the calls and the bare transactions have.
+    callers: &'static [usize],
 }
 
 impl Plan {
@@ -60,6 +81,9 @@ impl Plan {
             events: 200,
             sessions: 200_000,
             only: None,
+            store: Store::Sled,
+            members: 1,
+            callers: &[64, 256],
         };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
@@ -72,7 +96,16 @@ impl Plan {
                     plan.phase = Duration::from_millis(200);
                     plan.events = 10;
                     plan.sessions = 10_000;
+                    plan.callers = &[16];
                 }
+                "--store" => {
+                    plan.store = match value()?.as_str() {
+                        "sled" => Store::Sled,
+                        "etcd" => Store::Etcd,
+                        other => return Err(format!("no such store: {other}").into()),
+                    }
+                }
+                "--members" => plan.members = value()?.parse()?,
                 "--sessions" => plan.sessions = value()?.parse()?,
                 "--rounds" => plan.rounds = value()?.parse()?,
                 "--phase-ms" => plan.phase = Duration::from_millis(value()?.parse()?),
@@ -88,7 +121,10 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Runtime::new()?;
     match arguments.first().map(String::as_str) {
-        Some("--server") => runtime.block_on(server::serve(&directory(&arguments)?)),
+        Some("--server") => {
+            let etcd = arguments.get(2).map(String::as_str);
+            runtime.block_on(server::serve(&directory(&arguments)?, etcd))
+        }
         Some("--fill") => {
             let count = arguments.get(2).ok_or("how many?")?.parse()?;
             let now = SystemClock::starting_at(Timestamp::default()).now();
@@ -108,6 +144,11 @@ async fn bench(plan: &Plan) -> Result<(), Failure> {
         .prefix("rpc-bench-")
         .tempdir_in(std::env::current_exe()?.parent().ok_or("no directory")?)?;
     let mut report = Report::default();
+    if plan.store == Store::Etcd {
+        replicas::measure(dir.path(), plan, &mut report).await?;
+        println!("\n{report}");
+        return Ok(());
+    }
     let mut server = Server::start(dir.path()).await?;
     rows::measure(&mut server, plan, &mut report).await?;
     if plan.wants("Authenticate by password") {

@@ -13,7 +13,7 @@ use crate::child::Server;
 use crate::load::{Phase, count, median, saturate};
 use crate::nothing::{self, Ask};
 use crate::report::{Report, Row};
-use crate::{Failure, Plan};
+use crate::{Failure, Plan, Store};
 
 /// Calls in flight.
 const IN_FLIGHT: usize = 256;
@@ -67,6 +67,21 @@ struct Bench<'a> {
     introspect: Ask,
     refresh: Ask,
     plan: &'a Plan,
+}
+
+/// More than one phase can use, at so many calls a second.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a positive number of calls"
+)]
+fn enough(plan: &Plan, each_second: f64) -> usize {
+    (plan.phase.as_secs_f64() * each_second) as usize
+}
+
+/// More sessions than are revoked in one phase.
+pub(crate) fn enough_sessions(plan: &Plan) -> usize {
+    enough(plan, if plan.store == Store::Sled { 25_000.0 } else { 10_000.0 })
 }
 
 /// Measures them all.
@@ -185,26 +200,19 @@ impl Bench<'_> {
         .await
     }
 
-    /// More than one phase can use.
-    fn enough(&self) -> usize {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a positive number of calls"
-        )]
-        let calls = (self.plan.phase.as_secs_f64() * 25_000.0) as usize;
-        calls
-    }
-
     async fn call(&mut self, call: Call) -> Result<Phase, Failure> {
         let tokens = match call {
-            Call::SeenFirst => self.server.tokens(self.enough()).await?,
+            Call::SeenFirst => self.server.tokens(enough(self.plan, 25_000.0)).await?,
             _ => Vec::new(),
         };
         let sessions: Vec<String> = match call {
-            Call::Revoke => {
-                self.server.sessions(self.enough()).await?.into_iter().map(|(id, _)| id).collect()
-            }
+            Call::Revoke => self
+                .server
+                .sessions(enough_sessions(self.plan))
+                .await?
+                .into_iter()
+                .map(|(id, _)| id)
+                .collect(),
             _ => Vec::new(),
         };
         let (tokens, sessions) = (Supply::new(tokens), Supply::new(sessions));

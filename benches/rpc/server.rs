@@ -30,6 +30,7 @@ use avouch::service::admin::users::NewUser;
 use avouch::service::journal::Origin;
 use avouch::service::{Service, Settings};
 use avouch::store::codec::SCHEMA_VERSION;
+use avouch::store::etcd::EtcdSettings;
 use avouch::store::ledger::Ledger;
 use avouch::store::sled::{SledEngine, SledSettings};
 use avouch::store::{NewSession, Opened, Store, StoreError};
@@ -42,6 +43,8 @@ pub(crate) const CLIENT: &str = "bench";
 pub(crate) const SECRET: &str = "avs1_3mhpIoSIGkkqxg0sUzqwFXe4Jnp0mUzJ4qQwWrXk1Hk";
 /// The password of every user.
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
+/// What every key of the server begins with in etcd.
+pub(crate) const PREFIX: &str = "bench/";
 /// How much memory sled may use for pages.
 pub(crate) const CACHE_BYTES: u64 = 64 << 20;
 
@@ -59,10 +62,23 @@ fn database(dir: &Path) -> PathBuf {
     dir.join("db")
 }
 
-fn options(dir: &Path) -> Result<Options, Failure> {
+/// Sled in `dir`, or the etcd that listens there.
+fn store(dir: &Path, etcd: Option<&str>) -> StoreOptions {
+    let Some(member) = etcd else {
+        return StoreOptions::Sled { path: database(dir), settings: settings() };
+    };
+    // More patience than by default: a busy machine shall make an answer late, not an error.
+    StoreOptions::Etcd(Box::new(EtcdSettings {
+        request_timeout: Duration::from_secs(8),
+        deadline: Duration::from_secs(9),
+        ..EtcdSettings::new(vec![member.to_owned()], PREFIX.to_owned(), SCHEMA_VERSION)
+    }))
+}
+
+fn options(dir: &Path, etcd: Option<&str>) -> Result<Options, Failure> {
     let address = "127.0.0.1:0".parse()?;
     Ok(Options {
-        store: StoreOptions::Sled { path: database(dir), settings: settings() },
+        store: store(dir, etcd),
         encryption_key: SecretText::new(
             "3f8a1c5e7b9d2046a8c0e2f416385a7c9ebd0f21436587a9cbed0f1234a6b7c8".to_owned(),
         ),
@@ -166,11 +182,11 @@ pub(crate) async fn fill(dir: &Path, sessions: usize, now: Timestamp) -> Result<
     Ok(())
 }
 
-/// Serves from this directory until stdin ends.
-pub(crate) async fn serve(dir: &Path) -> Result<(), Failure> {
+/// Serves from this directory, or from etcd, until stdin ends.
+pub(crate) async fn serve(dir: &Path, etcd: Option<&str>) -> Result<(), Failure> {
     let audit = Arc::new(AuditLog::file(&dir.join("audit.jsonl"), 65_536)?);
     let deps = Deps { more: Some(nothing::add), ..Deps::system(Arc::new(Audited(audit))) };
-    let bound = build(options(dir)?, deps).await?;
+    let bound = build(options(dir, etcd)?, deps).await?;
     let (service, shutdown) = (Arc::clone(&bound.service), bound.shutdown.clone());
     let secret = SecretText::new(SECRET.to_owned());
     let (system, origin) = (Caller::system(), Origin::default());
@@ -196,7 +212,11 @@ pub(crate) async fn serve(dir: &Path) -> Result<(), Failure> {
         let (verb, count) = (words.next().unwrap_or_default(), words.next());
         let count: usize = count.unwrap_or("0").parse()?;
         match verb {
-            "sessions" => give_sessions(&service, dir, count).await?,
+            // More at once than one fdatasync of sled takes; etcd would have them wait for each other.
+            "sessions" => {
+                give_sessions(&service, dir, count, if etcd.is_some() { 128 } else { 1024 })
+                    .await?;
+            }
             "tokens" => give_tokens(&service, dir, count)?,
             "users" => give_users(&service, count).await?,
             _ => return Err(format!("no such command: {verb}").into()),
@@ -215,7 +235,12 @@ fn say(line: &str) -> std::io::Result<()> {
 }
 
 /// Opens sessions and writes the id, the refresh token and an access token of each to a file.
-async fn give_sessions(service: &Arc<Service>, dir: &Path, count: usize) -> Result<(), Failure> {
+async fn give_sessions(
+    service: &Arc<Service>,
+    dir: &Path,
+    count: usize,
+    at_once: usize,
+) -> Result<(), Failure> {
     let now = service.now();
     let ring = service.keys().current();
     let each = stream::iter(0..count).map(|number| {
@@ -231,7 +256,7 @@ async fn give_sessions(service: &Arc<Service>, dir: &Path, count: usize) -> Resu
             Ok::<_, Failure>(line)
         }
     });
-    let lines: Vec<String> = each.buffer_unordered(1024).try_collect().await?;
+    let lines: Vec<String> = each.buffer_unordered(at_once).try_collect().await?;
     std::fs::write(dir.join("sessions"), lines.join("\n"))?;
     Ok(())
 }

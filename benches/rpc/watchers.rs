@@ -22,9 +22,10 @@ use crate::{Failure, Plan};
 /// Streams on one connection; the server allows 100.
 const STREAMS: usize = 50;
 /// How long the last watcher may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-type Got = (u64, Instant);
+/// The revision through which a batch tells, and when it came.
+pub(crate) type Got = (u64, Instant);
 
 /// Measures with 1, 100 and 1,000 watchers.
 pub(crate) async fn measure(
@@ -89,7 +90,8 @@ pub(crate) async fn measure(
     Ok(())
 }
 
-async fn own_token(mut client: Identity) -> Result<String, Failure> {
+/// A token that may watch.
+pub(crate) async fn own_token(mut client: Identity) -> Result<String, Failure> {
     let request = pb::AuthenticateRequest {
         client: calls::credentials(),
         grant: Some(Grant::ClientCredentials(pb::ClientCredentialsGrant {})),
@@ -100,7 +102,8 @@ async fn own_token(mut client: Identity) -> Result<String, Failure> {
     Ok(answer.tokens.ok_or("no tokens")?.access_token)
 }
 
-async fn watch(
+/// Hands on what comes, with when, until the stream or whoever takes it ends.
+pub(crate) async fn watch(
     channel: Channel,
     token: &str,
     ready: &tokio::sync::Semaphore,
