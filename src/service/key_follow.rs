@@ -14,14 +14,15 @@ use crate::domain::clock::Timestamp;
 use crate::domain::key::MacKeyId;
 use crate::jwt::TokenError;
 use crate::keys::Ring;
+use crate::store::StoreError;
 use crate::verified::VerifiedToken;
 
 /// How often the ring is read because of a key that is not known here. Anybody can name such keys.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// When the ring was last read for a key that was not known here.
+/// When the ring was last read for a key that was not known here, and whether it could be.
 #[derive(Default)]
-pub(super) struct Looked(Mutex<Option<Instant>>);
+pub(super) struct Looked(Mutex<Option<(Instant, bool)>>);
 
 impl Service {
     /// Puts the stored ring in use, if it is another one.
@@ -41,12 +42,27 @@ impl Service {
             return;
         }
         let mut looked = self.looked_for_keys.0.lock().await;
-        if looked.is_some_and(|at| at.elapsed() < LOOK_AT_MOST_EVERY) {
+        if looked.is_some_and(|(at, _)| at.elapsed() < LOOK_AT_MOST_EVERY) {
             return;
         }
-        *looked = Some(Instant::now());
-        if let Err(error) = self.follow_keys().await {
+        let followed = self.follow_keys().await;
+        *looked = Some((Instant::now(), followed.is_ok()));
+        if let Err(error) = followed {
             tracing::warn!(%error, "cannot look for a key that is not known here");
+        }
+    }
+
+    /// Whether a key that is still not known was looked for in vain. Who must not take a good token
+    /// for a forged one asks this before saying so.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the ring could not be read.
+    pub(super) async fn has_looked(&self) -> Result<(), StoreError> {
+        match *self.looked_for_keys.0.lock().await {
+            Some((_, false)) => {
+                Err(StoreError::Unavailable("the signing keys cannot be read".to_owned()))
+            }
+            Some((_, true)) | None => Ok(()),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::domain::refresh_token::RefreshToken;
 use crate::domain::secret::SecretText;
 use crate::domain::session::Session;
 use crate::feed::Acked;
+use crate::jwt::TokenError;
 use crate::store::{Level, Revoked, StoreError};
 use crate::trace;
 
@@ -181,13 +182,22 @@ impl Service {
                 return Ok(Revoked::Unknown);
             };
             // Whoever makes up a token with somebody's session id must not end that session.
-            if !self.ring_with(token.mac_key()).await.check_refresh(&token, &session.nonce) {
+            let ring = self.ring_with(token.mac_key()).await;
+            if !ring.check_refresh(&token, &session.nonce) {
+                if !ring.has_mac(token.mac_key()) {
+                    self.has_looked().await?;
+                }
                 return Ok(Revoked::Unknown);
             }
             return self.revoke_found_session(caller, &session, stated, now).await;
         }
-        let Ok(verified) = self.verified_access(token.expose(), now).await else {
-            return Ok(Revoked::Unknown);
+        let verified = match self.verified_access(token.expose(), now).await {
+            Ok(verified) => verified,
+            Err(TokenError::UnknownKey) => {
+                self.has_looked().await?;
+                return Ok(Revoked::Unknown);
+            }
+            Err(_) => return Ok(Revoked::Unknown),
         };
         let claims = &verified.claims;
         let resource = Resource {

@@ -4,6 +4,7 @@
 //! said. Whatever ends a token appends its event before the decision is over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +47,8 @@ const TIME_GRAIN_MILLIS: u64 = 1000;
 /// The verbs over one engine.
 pub struct Ledger<E> {
     engine: E,
+    /// An event came that this program cannot read, so nobody here knows what it revokes.
+    unreadable: Arc<AtomicBool>,
 }
 
 /// How far a restore raises the epoch of everything: further than it rises between a backup and its
@@ -62,8 +65,8 @@ type Decided<T> = Result<T, StoreError>;
 
 impl<E: Engine> Ledger<E> {
     /// The verbs over `engine`.
-    pub const fn new(engine: E) -> Self {
-        Self { engine }
+    pub fn new(engine: E) -> Self {
+        Self { engine, unreadable: Arc::default() }
     }
 
     /// The engine beneath.
@@ -205,7 +208,10 @@ impl Observer for Nobody {
     fn durable(&self, _events: &[LoggedEvent], _head: Revision) {}
 }
 
-struct Decoding(Arc<dyn EntryObserver>);
+struct Decoding {
+    observer: Arc<dyn EntryObserver>,
+    unreadable: Arc<AtomicBool>,
+}
 
 impl Observer for Decoding {
     fn durable(&self, events: &[LoggedEvent], head: Revision) {
@@ -213,13 +219,15 @@ impl Observer for Decoding {
         for logged in events {
             match codec::read_event(&logged.value) {
                 Ok(event) => entries.push(Entry { revision: logged.revision, event }),
-                // It was written by this process a moment ago; `events_after` finds the damage.
+                // Written by another replica that knows more, or damaged. To go on as if it had not
+                // come would be a hole.
                 Err(error) => {
-                    tracing::error!(%error, "an event that was just committed cannot be read")
+                    self.unreadable.store(true, Ordering::Release);
+                    tracing::error!(%error, "an event cannot be read: this server vouches for nothing");
                 }
             }
         }
-        self.0.durable(&entries, head);
+        self.observer.durable(&entries, head);
     }
 }
 
@@ -512,7 +520,8 @@ impl<E: Engine> Store for Ledger<E> {
     }
 
     fn observe(&self, observer: Arc<dyn EntryObserver>) {
-        self.engine.observe(Arc::new(Decoding(observer)));
+        let unreadable = Arc::clone(&self.unreadable);
+        self.engine.observe(Arc::new(Decoding { observer, unreadable }));
     }
 
     fn time_floor(&self) -> Timestamp {
@@ -556,7 +565,9 @@ impl<E: Engine> Store for Ledger<E> {
     }
 
     async fn prove_contact(&self) -> bool {
-        self.engine.prove_contact().await
+        let proved = self.engine.prove_contact().await;
+        // Read after: what was told meanwhile counts.
+        proved && !self.unreadable.load(Ordering::Acquire)
     }
 
     async fn close(&self) {
@@ -564,5 +575,33 @@ impl<E: Engine> Store for Ledger<E> {
         // The observer mostly holds the store: without this, neither would ever be dropped, and the
         // directory would stay locked for as long as the process lives.
         self.engine.observe(Arc::new(Nobody));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::LogId;
+    use crate::store::engine::Answer;
+    use crate::store::memory::MemoryEngine;
+
+    struct Quiet;
+
+    impl EntryObserver for Quiet {
+        fn durable(&self, _: &[Entry], _: Revision) {}
+    }
+
+    /// A replica of a newer version may write what this one does not know.
+    #[tokio::test]
+    async fn who_cannot_read_an_event_vouches_for_nothing() {
+        let ledger = Ledger::new(MemoryEngine::new(LogId::from_bytes([3; 16])));
+        ledger.observe(Arc::new(Quiet));
+        assert!(ledger.prove_contact().await);
+        let unknown: Decision = Box::new(|txn| {
+            txn.append(vec![0xff; 8])?;
+            Ok(Box::new(()) as Answer)
+        });
+        ledger.engine().commit(unknown).await.unwrap();
+        assert!(!ledger.prove_contact().await);
     }
 }

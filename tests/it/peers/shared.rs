@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use avouch::domain::caller::Caller;
 use avouch::domain::key::{KeyState, MAC_ROTATE_EVERY};
+use avouch::domain::secret::SecretText;
 use avouch::jwt::TokenError;
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::revoke_request::Target;
 use avouch::service::access::AccessError;
 use avouch::service::journal::Origin;
+use avouch::service::revoke::{Request, RevokeError, Stated, What};
+use avouch::store::StoreError;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -26,22 +29,31 @@ async fn new_signer(server: &Server) {
     server.service.rotate_key(&system, &origin).await.expect("rotated");
 }
 
+/// A token that is signed `here` by a key that is not known `there`.
+async fn token_of_a_new_key(
+    here: &Server,
+    there: &Server,
+    client: &pb::ClientAuthentication,
+) -> String {
+    // The first is the key that was in reserve, which is known there; and the ring is read there every
+    // five seconds, perhaps just now.
+    loop {
+        new_signer(here).await;
+        let token = here.own_token(client).await;
+        let known = there.service.access_tokens().check(&token, there.service.now());
+        if known.err() == Some(AccessError::Invalid(TokenError::UnknownKey)) {
+            return token;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_token_is_good_at_a_replica_that_has_not_heard_of_its_key() {
     let fleet = Fleet::of(2).await;
     let (here, there) = two(&fleet);
     let operator = here.powerful("operator").await;
     fleet.lines[1].hold_events();
-    // The first is the key that was in reserve, which is known there; and the ring is read there every
-    // five seconds, perhaps just now.
-    let token = loop {
-        new_signer(here).await;
-        let token = here.own_token(&operator).await;
-        let known = there.service.access_tokens().check(&token, there.service.now());
-        if known.err() == Some(AccessError::Invalid(TokenError::UnknownKey)) {
-            break token;
-        }
-    };
+    let token = token_of_a_new_key(here, there, &operator).await;
     let checked = there.service.check_access(&token, there.service.now()).await;
     assert!(checked.is_ok(), "{checked:?}");
     // Whoever names keys that nobody has makes nobody read the ring each time.
@@ -56,6 +68,38 @@ async fn a_token_is_good_at_a_replica_that_has_not_heard_of_its_key() {
     }
     let looked = fleet.memory.reads() - reads;
     assert!(looked < 25, "{looked} reads for 50 forged tokens");
+}
+
+/// To say that it revoked nothing would leave a good token good.
+#[tokio::test]
+async fn a_token_whose_key_cannot_be_looked_for_is_not_called_unknown() {
+    let fleet = Fleet::of(2).await;
+    let (here, there) = two(&fleet);
+    let operator = here.powerful("operator").await;
+    fleet.lines[1].hold_events();
+    let token = token_of_a_new_key(here, there, &operator).await;
+    fleet.lines[1].cut();
+    let (system, origin) = (Caller::system(), Origin::default());
+    let revoke = || {
+        let what = What::Token(SecretText::new(token.clone()));
+        there.service.revoke(
+            &system,
+            Request { what, stated: Stated::default(), wait: None },
+            &origin,
+        )
+    };
+    let refused = revoke().await;
+    assert!(matches!(refused, Err(RevokeError::Store(StoreError::Unavailable(_)))), "{refused:?}");
+    fleet.lines[1].heal();
+    fleet.lines[1].release_events();
+    let entry = loop {
+        match revoke().await {
+            Ok(outcome) => break outcome.entry,
+            // It looks once a second.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert!(entry.is_some());
 }
 
 #[tokio::test]
