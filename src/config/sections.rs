@@ -93,7 +93,7 @@ section! {
         /// The data directory, for one server. This or store.url is required; with --dev ./avouch-data.
         path: Option<PathBuf> = None,
         /// An etcd, for any number of servers: etcds://host:2379,host:2379,host:2379/prefix, or etcd:// for
-        /// plaintext. The prefix is /avouch where none is named. [etcd] has the credentials.
+        /// plaintext. The prefix is /avouch where none is named. The section etcd has the credentials.
         url: Option<StoreUrl> = None,
         /// Memory for records that were read from the data directory. What is stored takes more beside it.
         cache_bytes: Bytes = Bytes(64 << 20),
