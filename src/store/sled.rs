@@ -261,11 +261,14 @@ impl SledEngine {
     /// hang in the disk.
     async fn answer<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, StoreError> {
         let mut failed = self.shared.health.watch_failure();
-        tokio::select! {
+        // Of what `wait_for` returns nothing may be left when the reason is read: it holds the lock that
+        // this takes once more, and whoever fails the engine for a second time waits between the two.
+        let answer = tokio::select! {
             biased;
-            answer = answer => answer.map_err(|_| self.unavailable()),
-            _ = failed.wait_for(Option::is_some) => Err(self.unavailable()),
-        }
+            answer = answer => answer.ok(),
+            _ = failed.wait_for(Option::is_some) => None,
+        };
+        answer.ok_or_else(|| self.unavailable())
     }
 
     async fn decide(&self, decision: Decision, freeing: bool) -> Outcome {

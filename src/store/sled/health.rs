@@ -43,14 +43,16 @@ impl Health {
 
     /// Fails the engine. The first reason stands.
     pub(super) fn fail(&self, why: String) {
-        self.failed.send_if_modified(|failed| {
+        let first = self.failed.send_if_modified(|failed| {
             let first = failed.is_none();
             if first {
-                tracing::error!(reason = %why, "the store failed; it must be opened again");
-                *failed = Some(why);
+                *failed = Some(why.clone());
             }
             first
         });
+        if first {
+            tracing::error!(reason = %why, "the store failed; it must be opened again");
+        }
     }
 
     /// Why the engine failed, if it has.

@@ -123,6 +123,37 @@ async fn a_step_that_hangs_fails_the_engine_for_good() {
     engine.close().await;
 }
 
+/// Both the watchdog and the step that it waits for say that the engine has failed. A caller who heard
+/// the first and asked for the reason was once caught between the two, and both with it, for good.
+/// Each caller has a thread that nobody joins, so that this fails and does not hang in its turn.
+#[test]
+fn a_failure_that_is_said_again_and_again_holds_no_caller_up() {
+    const CALLERS: usize = 32;
+    let (_outer, path) = fresh();
+    let settings = SledSettings { flush_deadline: Duration::from_mins(1), ..SledSettings::new(1) };
+    let engine = Arc::new(SledEngine::open(&path, &settings, LOG).unwrap());
+    let (release, hang) = std::sync::mpsc::channel();
+    engine.observe(Arc::new(Hangs(Mutex::new(hang))));
+    let (answered, answers) = std::sync::mpsc::channel();
+    for _ in 0..CALLERS {
+        let (engine, answered) = (Arc::clone(&engine), answered.clone());
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            answered.send(runtime.block_on(engine.commit(count(b"c")))).unwrap();
+        });
+    }
+    assert!(answers.recv_timeout(Duration::from_millis(100)).is_err(), "all of them wait");
+    for number in 0..4 {
+        let health = Arc::clone(&engine.shared.health);
+        thread::spawn(move || (0..100_000).for_each(|_| health.fail(format!("by {number}"))));
+    }
+    for _ in 0..CALLERS {
+        let answer = answers.recv_timeout(Duration::from_secs(20)).expect("nobody is held up");
+        assert!(matches!(answer, Err(StoreError::Unavailable(why)) if why.contains("by ")));
+    }
+    drop(release);
+}
+
 #[tokio::test]
 async fn what_was_synced_too_late_is_not_acknowledged() {
     let (_outer, path) = fresh();
