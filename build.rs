@@ -48,7 +48,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "how cargo tells a build script where to write")]
     let out = std::env::var("OUT_DIR")?;
     std::fs::write(Path::new(&out).join("avouch_descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().skip_debug(SECRET).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .codec_path("crate::pb::MessageCodec")
+        .skip_debug(SECRET)
+        .compile_fds(descriptors)?;
     let etcd = protox::compile([ETCD], ["src/store/etcd"])?;
     tonic_prost_build::configure()
         .build_server(false)

@@ -12,12 +12,52 @@ pub const FILE_DESCRIPTOR_SET: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/avouch_descriptor.bin"));
 
 use std::fmt;
+use std::marker::PhantomData;
 
+use prost::Message;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 use v1::{
     ChangePasswordRequest, ClientAuthentication, CreateClientResponse, CreateUserRequest,
     IntrospectRequest, PasswordGrant, RefreshRequest, RevokeRequest, RotateClientSecretResponse,
     SetUserPasswordRequest, TokenSet, revoke_request,
 };
+
+/// The codec of the generated clients and servers: tonic's for prost, but each call begins with two
+/// buffers of 1 KiB, which nearly all messages fit in and the allocator has at hand, and not of 8 KiB.
+/// What is larger has them grow.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for MessageCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for MessageCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstEncoder::new(small())
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<U> {
+        ProstDecoder::new(small())
+    }
+}
+
+/// The largest that glibc keeps for each thread, and when to hand on what was encoded, as in tonic.
+fn small() -> BufferSettings {
+    BufferSettings::new(1016, 32 * 1024)
+}
 
 /// `Debug` with an allow-list: only the named fields are shown.
 macro_rules! shown {

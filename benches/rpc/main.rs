@@ -8,7 +8,8 @@
 //!
 //! `-- --store etcd` measures on an etcd that it starts itself, on the disk of the build, with one member or
 //! `--members 3`: the same rows, then Refresh and Revoke beside the bare transactions that they are made of,
-//! and how soon a watcher at another replica hears of a revocation. Passwords, many watchers and the large
+//! and how soon a watcher at another replica hears of a revocation; `--callers 16,64` for other numbers of
+//! callers than 64 and 256. Passwords, many watchers and the large
 //! store are left to the run on sled. etcd is `AVOUCH_ETCD`, or the one in `target/tools`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
@@ -65,7 +66,7 @@ pub(crate) struct Plan {
     /// How many members an etcd has.
     members: usize,
     /// How many callers the calls and the bare transactions have.
-    callers: &'static [usize],
+    callers: Vec<usize>,
 }
 
 impl Plan {
@@ -83,7 +84,7 @@ impl Plan {
             only: None,
             store: Store::Sled,
             members: 1,
-            callers: &[64, 256],
+            callers: vec![64, 256],
         };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
@@ -96,7 +97,7 @@ impl Plan {
                     plan.phase = Duration::from_millis(200);
                     plan.events = 10;
                     plan.sessions = 10_000;
-                    plan.callers = &[16];
+                    plan.callers = vec![16];
                 }
                 "--store" => {
                     plan.store = match value()?.as_str() {
@@ -109,6 +110,10 @@ impl Plan {
                 "--sessions" => plan.sessions = value()?.parse()?,
                 "--rounds" => plan.rounds = value()?.parse()?,
                 "--phase-ms" => plan.phase = Duration::from_millis(value()?.parse()?),
+                "--callers" => {
+                    let each = value()?.split(',').map(str::parse);
+                    plan.callers = each.collect::<Result<_, _>>()?;
+                }
                 "--only" => plan.only = Some(value()?.clone()),
                 other => return Err(format!("no such flag: {other}").into()),
             }

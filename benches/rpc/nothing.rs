@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
+use avouch::pb::MessageCodec;
 use bytes::Bytes;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, http};
@@ -11,7 +12,6 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 const NAME: &str = "avouch.bench.NothingService";
@@ -75,7 +75,7 @@ impl Service<http::Request<Body>> for Nothing {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         Box::pin(async move {
-            let codec = ProstCodec::<Answer, Ask>::default();
+            let codec = MessageCodec::<Answer, Ask>::default();
             Ok(Grpc::new(codec).unary(Do, request).await)
         })
     }
@@ -90,7 +90,7 @@ pub(crate) fn add(routes: Routes) -> Routes {
 pub(crate) async fn call(channel: &Channel, ask: Ask) -> Result<(), Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let codec = ProstCodec::<Ask, Answer>::default();
+    let codec = MessageCodec::<Ask, Answer>::default();
     let path = http::uri::PathAndQuery::from_static(PATH);
     grpc.unary(Request::new(ask), path, codec).await.map(|_| ())
 }

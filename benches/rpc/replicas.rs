@@ -215,7 +215,7 @@ async fn beside_bare(
     let wheels = Arc::new(wheels.collect());
     let mut bench = Bench { cluster, server, channels, wheels, plan };
     let calls = [(Call::Refresh, "Refresh", refresh), (Call::Revoke, "Revoke", revoke)];
-    for callers in plan.callers {
+    for callers in &plan.callers {
         for (call, name, bare) in &calls {
             if !plan.wants(name) {
                 continue;

@@ -66,6 +66,8 @@ mod request;
 mod resolve;
 pub mod restore;
 mod settings;
+mod socket;
+mod txn;
 mod view;
 
 #[cfg(test)]

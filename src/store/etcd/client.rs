@@ -13,7 +13,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::member::{Member, Token};
-use super::pb::kv_client::KvClient;
 use super::pb::maintenance_client::MaintenanceClient;
 use super::pb::request_op::Request as Op;
 use super::pb::response_op::Response as Answer;
@@ -22,10 +21,8 @@ use super::pb::{
     TxnRequest, TxnResponse,
 };
 use super::settings::EtcdSettings;
+use super::txn::Encoded;
 use crate::store::StoreError;
-
-/// The largest answer that is read. etcd itself takes no request above 1.5 MiB, and pages are small.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Why a call gave no answer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -119,17 +116,12 @@ impl Client {
         txn: TxnRequest,
         deadline: Instant,
     ) -> Result<TxnResponse, CallError> {
+        self.send(&Encoded::of(&txn), deadline).await
+    }
+
+    async fn send(&self, txn: &Encoded, deadline: Instant) -> Result<TxnResponse, CallError> {
         let floor = self.seen();
-        let answer = self
-            .call(deadline, |channel, metadata| {
-                let mut request = Request::new(txn.clone());
-                *request.metadata_mut() = metadata;
-                async move {
-                    let mut kv = KvClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
-                    kv.txn(request).await
-                }
-            })
-            .await?;
+        let answer = self.call(deadline, |channel, metadata| txn.send(channel, metadata)).await?;
         self.check(answer.header.as_ref(), floor)?;
         Ok(answer)
     }
@@ -140,9 +132,10 @@ impl Client {
         txn: TxnRequest,
         deadline: Instant,
     ) -> Result<TxnResponse, CallError> {
+        let txn = Encoded::of(&txn);
         let mut pause = Duration::from_millis(2);
         loop {
-            match self.txn_once(txn.clone(), deadline).await {
+            match self.send(&txn, deadline).await {
                 Err(CallError::Unknown(_)) if Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));

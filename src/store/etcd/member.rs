@@ -12,6 +12,7 @@ use super::client::{CallError, meaning};
 use super::pb::AuthenticateRequest;
 use super::pb::auth_client::AuthClient;
 use super::settings::{EtcdLogin, EtcdSettings, EtcdTls};
+use super::socket::connect_lazy;
 
 /// etcd cuts whoever pings more often than every five seconds.
 const PING_EVERY: Duration = Duration::from_secs(6);
@@ -66,7 +67,7 @@ impl Member {
                 .tls_config(client_tls(tls)?)
                 .map_err(|error| format!("the TLS files cannot be used: {error}"))?;
         }
-        Ok(endpoint.connect_lazy())
+        Ok(connect_lazy(&endpoint, self.connect_timeout))
     }
 }
 
