@@ -190,7 +190,7 @@ impl Metrics {
             sessions: r.made(
                 "sessions",
                 "Sessions in the store, with those that are over and not swept yet, as counted of late; \
-                 NaN before that",
+                 NaN before that, and where another replica counts",
                 Gauge::default(),
             ),
             sessions_opened: r.number("sessions_opened", "Logins that opened a session"),
@@ -332,9 +332,9 @@ impl Metrics {
         self.store_low.set(i64::from(levels.low_space));
     }
 
-    /// So many sessions are in the store.
-    pub fn sessions(&self, count: u64) {
-        self.sessions.set(as_float(count));
+    /// So many sessions are in the store; none when it is not known here.
+    pub fn sessions(&self, count: Option<u64>) {
+        self.sessions.set(count.map_or(f64::NAN, as_float));
     }
 
     /// A login opened a session.

@@ -5,6 +5,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::crypto::stream::StreamKey;
 use crate::domain::client::Client;
 use crate::domain::clock::{Clock, Timestamp};
@@ -75,6 +77,8 @@ pub struct Service {
     looked_for_keys: key_follow::Looked,
     /// The name under which this replica takes its turn to sweep.
     sweeper: [u8; 16],
+    /// Whether it had its turn when it last asked.
+    has_turn: watch::Sender<bool>,
     clients: Clients,
     access: AccessTokens,
 }
@@ -120,6 +124,7 @@ impl Service {
         Self {
             looked_for_keys: key_follow::Looked::default(),
             sweeper: parts.entropy.bytes(),
+            has_turn: watch::Sender::new(false),
             clients: Clients::new(Arc::clone(&parts.store), Arc::clone(&parts.feed)),
             access,
             store: parts.store,

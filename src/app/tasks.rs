@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::STORE;
 use crate::grpc::health::Health;
@@ -50,15 +50,26 @@ pub(super) async fn sweep(service: Arc<Service>, metrics: Arc<Metrics>, period: 
 /// The sessions are counted no more often than this, and take a thousandth of the time at the most.
 const COUNT_PAUSE: Duration = Duration::from_secs(15);
 
-/// Counts the sessions: not at each scrape, as it reads an index of all of them.
+/// Counts the sessions: not at each scrape, as it reads an index of all of them, and of the replicas of
+/// one store only where the turn to sweep is.
 pub(super) async fn count_sessions(service: Arc<Service>, metrics: Arc<Metrics>) {
-    loop {
+    let mut turn = service.has_turn();
+    // The other end is held by the service.
+    while turn.wait_for(|has_turn| *has_turn).await.is_ok() {
         let began = Instant::now();
         match service.store().count_sessions().await {
-            Ok(count) => metrics.sessions(count),
-            Err(error) => tracing::warn!(%error, "cannot count the sessions"),
+            Ok(count) => metrics.sessions(Some(count)),
+            Err(error) => {
+                // Another may count them meanwhile, and what was here is old.
+                metrics.sessions(None);
+                tracing::warn!(%error, "cannot count the sessions");
+            }
         }
-        tokio::time::sleep(COUNT_PAUSE.max(began.elapsed() * 1000)).await;
+        let pause = COUNT_PAUSE.max(began.elapsed() * 1000);
+        let lost = timeout(pause, turn.wait_for(|has_turn| !*has_turn)).await.is_ok();
+        if lost {
+            metrics.sessions(None);
+        }
     }
 }
 

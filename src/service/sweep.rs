@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::Service;
 use crate::store::{StoreError, Swept};
 
@@ -31,11 +33,16 @@ impl Service {
     /// When the store does not answer.
     pub async fn sweep_in_turn(&self, every: Duration) -> Result<Turn, StoreError> {
         if self.feed.clock_standing().is_some_and(|standing| standing.is_off()) {
+            self.has_turn.send_replace(false);
             return Ok(Turn::ClockOff);
         }
         // Somewhat longer than to the next time, so that who has the turn keeps it.
         let lasts = every.saturating_mul(3) / 2;
-        match self.store.take_sweep_turn(self.sweeper, lasts, self.now()).await {
+        let turn = self.store.take_sweep_turn(self.sweeper, lasts, self.now()).await;
+        if let Ok(has_turn) = turn {
+            self.has_turn.send_replace(has_turn);
+        }
+        match turn {
             Ok(false) => Ok(Turn::Another),
             Ok(true) => self.sweep().await.map(Turn::Swept),
             // To take a turn is to write, which a store without space refuses; to sweep makes space.
@@ -44,6 +51,12 @@ impl Service {
                 self.sweep().await.map(Turn::Swept)
             }
         }
+    }
+
+    /// Whether this replica had its turn when it last asked: what one of all replicas is to do, and need
+    /// not be done at every moment, is done by the one that has.
+    pub fn has_turn(&self) -> watch::Receiver<bool> {
+        self.has_turn.subscribe()
     }
 
     /// Removes all that is over by now.
