@@ -144,6 +144,8 @@ pub struct NewSession {
     pub session: Session,
     /// The most live sessions that one subject may have.
     pub max_per_subject: u32,
+    /// Whether the caller has just looked for live sessions beyond the limit, and revoked them.
+    pub looked_beyond: bool,
     /// The account and the source whose failed attempts to forget, now that one succeeded.
     pub clear_attempts: Option<([u8; 8], [u8; 8])>,
 }
@@ -159,6 +161,21 @@ pub enum Opened {
     /// The subject, the client or everything was revoked since the epochs were read: the credential
     /// may be good no longer.
     Stale,
+    /// The subject has more live sessions than the limit, which was lowered, or so many that are over
+    /// that this cannot be told. Those beyond have to go first, each with an event of its own.
+    LookBeyond,
+}
+
+/// What a login by password asks the store for.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The user of that name.
+    pub user: Option<User>,
+    /// The client that asks.
+    pub client: Option<Client>,
+    /// Those of the client and the user; nobody's where there is no such user. No newer than the others:
+    /// what has changed since they were read has raised one.
+    pub epochs: Epochs,
 }
 
 /// What came of presenting a refresh token.
@@ -317,7 +334,7 @@ pub struct Swept {
 /// not durable yet.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Opens a session. Under `Stale` nothing is written. When the subject has
+    /// Opens a session. Under `Stale` and `LookBeyond` nothing is written. When the subject has
     /// `max_per_subject` live sessions already, the oldest is revoked in the same commit, for the
     /// reason SESSION_SUPERSEDED.
     async fn open_session(&self, new: NewSession, now: Timestamp) -> Result<Opened, StoreError>;
@@ -362,6 +379,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// The epochs of now.
     async fn epochs(&self, client: &ClientId, subject: &SubjectId) -> Result<Epochs, StoreError>;
+
+    /// What a login by password asks for, by canonical name. It takes the same whether or not there is
+    /// such a user.
+    async fn find_login(&self, username: &str, client: &ClientId) -> Result<Login, StoreError>;
+
+    /// A client, and the epochs of what it has for itself. Those are no newer than the client.
+    async fn find_client_and_epochs(
+        &self,
+        id: &ClientId,
+    ) -> Result<(Option<Client>, Epochs), StoreError>;
 
     /// The epoch of a subject.
     async fn subject_epoch(&self, subject: &SubjectId) -> Result<Epoch, StoreError>;
@@ -425,9 +452,13 @@ pub trait Store: Send + Sync + 'static {
     /// A user by canonical name.
     async fn find_user_by_name(&self, username: &str) -> Result<Option<User>, StoreError>;
 
-    /// Up to `limit` users in the order of their subjects, after the one given.
-    async fn users(&self, after: Option<&SubjectId>, limit: usize)
-    -> Result<Vec<User>, StoreError>;
+    /// Up to `limit` users in the order of their subjects, after the one given, each with the epoch of
+    /// the subject.
+    async fn users(
+        &self,
+        after: Option<&SubjectId>,
+        limit: usize,
+    ) -> Result<Vec<(User, Epoch)>, StoreError>;
 
     /// Adds a client. False, and nothing written, when the id is taken.
     async fn create_client(&self, client: Client, now: Timestamp) -> Result<bool, StoreError>;
@@ -453,12 +484,12 @@ pub trait Store: Send + Sync + 'static {
     /// A client.
     async fn find_client(&self, id: &ClientId) -> Result<Option<Client>, StoreError>;
 
-    /// Up to `limit` clients in the order of their ids, after the one given.
+    /// Up to `limit` clients in the order of their ids, after the one given, each with its epoch.
     async fn clients(
         &self,
         after: Option<&ClientId>,
         limit: usize,
-    ) -> Result<Vec<Client>, StoreError>;
+    ) -> Result<Vec<(Client, Epoch)>, StoreError>;
 
     /// The key ring.
     async fn ring(&self) -> Result<StoredRing, StoreError>;

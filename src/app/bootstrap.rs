@@ -70,7 +70,7 @@ pub async fn first_credentials(
 ) -> Result<Made, BuildError> {
     let admin = "admin".parse().map_err(|error| failed("client id", error))?;
     let mut clients = service.store().clients(None, 2).await?;
-    clients.retain(|client| client.id.as_str() != "login");
+    clients.retain(|(client, _)| client.id.as_str() != "login");
     // Asked for afterwards: if another server made it a moment ago, it is there.
     if let Some(client) = service.store().find_client(&admin).await? {
         return first_admin::find(&client, data);

@@ -21,7 +21,7 @@ use crate::domain::user::User;
 use crate::domain::username::NameError;
 use crate::password::{HashError, PasswordHash, Verification};
 use crate::precis::{self, PasswordError};
-use crate::store::{NewSession, Opened, StoreError};
+use crate::store::{Login, NewSession, Opened, StoreError};
 use crate::trace;
 
 /// How the subject proves itself.
@@ -149,10 +149,10 @@ impl Service {
             return Err(AuthenticateError::PublicClient);
         }
         let subject = SubjectId::from(&client.id);
-        // Epochs first, registration second: a client that is disabled in between gets a token that
-        // is below its epoch already, or none.
-        let epochs = self.store.epochs(&client.id, &subject).await?;
-        if !self.is_still_good(&client).await? {
+        // The epochs are no newer than the registration: a client that is disabled in between gets a
+        // token that is below its epoch already, or none.
+        let (found, epochs) = self.store.find_client_and_epochs(&client.id).await?;
+        if !is_still_good(&client, found.as_ref()) {
             return Err(AuthenticateError::Refused);
         }
         let issued_at = Timestamp::from_secs(now.as_secs());
@@ -182,13 +182,6 @@ impl Service {
         Ok(tokens)
     }
 
-    /// Whether what the client proved a moment ago is still so.
-    pub(super) async fn is_still_good(&self, client: &Client) -> Result<bool, StoreError> {
-        let still = self.store.find_client(&client.id).await?;
-        Ok(still
-            .is_some_and(|still| !still.disabled && still.secret_digest == client.secret_digest))
-    }
-
     async fn authenticate_user(
         &self,
         attempt: Attempt,
@@ -200,20 +193,6 @@ impl Service {
         let source = Source::of(&device, origin);
         let proof = self.prove_user(&client, username, password, &source, origin, now).await;
         let (user, epochs, account) = proof?;
-        // The client proved itself before the epochs were read: disabled in between, it would open a
-        // session above the epoch that ended its others.
-        if !self.is_still_good(&client).await? {
-            let happening = Happening::LoginFailed {
-                subject: Some(user.subject),
-                client: Some(client.id.clone()),
-                source: source.text,
-                failure: Failure::StaleCredential,
-            };
-            self.journal.record(now, origin, happening);
-            return Err(AuthenticateError::Refused);
-        }
-
-        self.evict_beyond_limit(&user.subject, origin, now).await?;
         let session = Session {
             id: self.entropy.session_id(),
             subject: user.subject.clone(),
@@ -236,10 +215,20 @@ impl Service {
         let new = NewSession {
             session: session.clone(),
             max_per_subject: self.settings.max_sessions_per_subject,
+            looked_beyond: false,
             clear_attempts: Some((account, source.key)),
         };
-        let evicted = match commit("open_session", self.store.open_session(new, now)).await? {
+        let mut opened = commit("open_session", self.store.open_session(new.clone(), now)).await?;
+        if opened == Opened::LookBeyond {
+            self.evict_beyond_limit(&user.subject, origin, now).await?;
+            let new = NewSession { looked_beyond: true, ..new };
+            opened = commit("open_session", self.store.open_session(new, now)).await?;
+        }
+        let evicted = match opened {
             Opened::Open { evicted } => evicted,
+            Opened::LookBeyond => {
+                return Err(AuthenticateError::Internal("who has looked is asked to look"));
+            }
             Opened::Stale => {
                 let happening = Happening::LoginFailed {
                     subject: Some(user.subject),
@@ -292,15 +281,9 @@ impl Service {
             self.throttled(client, source, "attempts", origin, now);
             return Err(AuthenticateError::Throttled(delay));
         }
-        let user = self.store.find_user_by_name(username.as_str()).await?;
-        let nobody = SubjectId::from(&client.id);
-        let subject = user.as_ref().map_or(&nobody, |user| &user.subject);
-        let epochs = self.store.epochs(&client.id, subject).await?;
-        // Read again after the epochs: a change in between raises an epoch, which open_session sees.
-        let user = match user {
-            Some(user) => self.store.find_user(&user.subject).await?,
-            None => None,
-        };
+        // A change of user or client from here on raises an epoch, which open_session sees.
+        let Login { user, client: found, epochs } =
+            self.store.find_login(username.as_str(), &client.id).await?;
         let stored = user.as_ref().and_then(|user| user.password_hash.as_ref()).and_then(|hash| {
             match PasswordHash::from_phc(hash.expose()) {
                 Ok(hash) => Some(hash),
@@ -324,6 +307,18 @@ impl Service {
                 return Err(hash_error(error));
             }
         };
+        // The client proved itself before the epochs were read: disabled in between, it would open a
+        // session above the epoch that ended its others.
+        if !is_still_good(client, found.as_ref()) {
+            let happening = Happening::LoginFailed {
+                subject: user.map(|user| user.subject),
+                client: Some(client.id.clone()),
+                source: source.text.clone(),
+                failure: Failure::StaleCredential,
+            };
+            self.journal.record(now, origin, happening);
+            return Err(AuthenticateError::Refused);
+        }
         let (user, stored) = match (verification, user, stored) {
             (Verification::Match, Some(user), Some(stored)) if !user.disabled => (user, stored),
             (verification, user, stored) => {
@@ -441,6 +436,11 @@ impl Service {
         let expires_in = claims.expires_at.since(claims.issued_at);
         Ok(Tokens { access, claims, refresh, expires_in })
     }
+}
+
+/// Whether what a client proved a moment ago is still so by what the store has of it.
+fn is_still_good(proved: &Client, found: Option<&Client>) -> bool {
+    found.is_some_and(|found| !found.disabled && found.secret_digest == proved.secret_digest)
 }
 
 struct Attempt {

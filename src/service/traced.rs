@@ -34,6 +34,7 @@ impl Outcome for Opened {
             Self::Open { evicted: None } => "open",
             Self::Open { evicted: Some(_) } => "open, one evicted",
             Self::Stale => "stale",
+            Self::LookBeyond => "too many, perhaps",
         }
     }
 }

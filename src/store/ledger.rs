@@ -20,7 +20,7 @@ use super::engine::{
     TIME_KEY, Txn, Value,
 };
 use super::{
-    Changed, ClientChange, EntryObserver, Level, NewSession, Opened, Revoked, RingChange,
+    Changed, ClientChange, EntryObserver, Level, Login, NewSession, Opened, Revoked, RingChange,
     RingChanged, Rotation, Store, StoreError, StoredRing, Swept, UserChange,
 };
 use crate::domain::client::Client;
@@ -282,6 +282,14 @@ impl<E: Engine> Store for Ledger<E> {
         self.ask(|reads| current_epochs(reads, client, subject)).await
     }
 
+    async fn find_login(&self, username: &str, client: &ClientId) -> Decided<Login> {
+        self.ask(|reads| users::login(reads, username, client)).await
+    }
+
+    async fn find_client_and_epochs(&self, id: &ClientId) -> Decided<(Option<Client>, Epochs)> {
+        self.ask(|reads| clients::with_epochs(reads, id)).await
+    }
+
     async fn subject_epoch(&self, subject: &SubjectId) -> Decided<Epoch> {
         self.ask(|reads| read_epoch(reads.get(&key::subject_epoch(subject))?)).await
     }
@@ -365,7 +373,7 @@ impl<E: Engine> Store for Ledger<E> {
         self.ask(|reads| users::by_name(reads, username)).await
     }
 
-    async fn users(&self, after: Option<&SubjectId>, limit: usize) -> Decided<Vec<User>> {
+    async fn users(&self, after: Option<&SubjectId>, limit: usize) -> Decided<Vec<(User, Epoch)>> {
         let range = page(b'u', after.map(SubjectId::as_str));
         self.ask(|reads| users::in_range(reads, &range, limit)).await
     }
@@ -403,7 +411,11 @@ impl<E: Engine> Store for Ledger<E> {
         self.ask(|reads| clients::client_in(reads, id)).await
     }
 
-    async fn clients(&self, after: Option<&ClientId>, limit: usize) -> Decided<Vec<Client>> {
+    async fn clients(
+        &self,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Decided<Vec<(Client, Epoch)>> {
         let range = page(b'c', after.map(ClientId::as_str));
         self.ask(|reads| clients::in_range(reads, &range, limit)).await
     }

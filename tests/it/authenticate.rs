@@ -447,6 +447,51 @@ async fn after_the_limit_is_lowered_a_login_ends_what_is_beyond_it_each_with_its
     assert_eq!(server.log().len(), gone.len() + 2, "from here on one goes for each that comes");
 }
 
+/// Few enough to be seen at one look, which finds that there are too many.
+#[tokio::test]
+async fn after_the_limit_is_lowered_a_little_a_login_ends_what_is_beyond_it() {
+    lower_the_limit_after(0).await;
+}
+
+/// So many have ended since that a look ends with as many live ones as the limit allows, and there are more.
+#[tokio::test]
+async fn ended_sessions_do_not_hide_live_ones_from_a_lowered_limit() {
+    lower_the_limit_after(3).await;
+}
+
+/// Five live sessions, then some that end at once; then three are allowed.
+async fn lower_the_limit_after(ended: usize) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let limited = |limit| {
+        let mut options = options(sled(directory.path()));
+        options.service.max_sessions_per_subject = limit;
+        options
+    };
+    let server = Server::with(limited(50), Arc::new(ManualClock::new(NOW))).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    server.add_user("ada").await;
+    let mut sessions = Vec::new();
+    for _ in 0..5 {
+        server.clock.advance(Duration::from_secs(1));
+        sessions.push(server.login(&app, "ada").await);
+    }
+    for _ in 0..ended {
+        server.clock.advance(Duration::from_secs(1));
+        let tokens = server.login(&app, "ada").await;
+        let target = pb::revoke_request::Target::SessionId(tokens.session_id);
+        server.revoke(&app, target).await.expect("its own");
+    }
+    let server = server.restart(limited(3)).await;
+    server.clock.advance(Duration::from_secs(1));
+    sessions.push(server.login(&app, "ada").await);
+    assert_eq!(live_sessions(&server, &operator, &sessions).await, 3);
+    for tokens in &sessions[3..] {
+        server.refresh(&app, &tokens.refresh_token).await.expect("it goes on");
+    }
+    assert_eq!(server.log().len(), ended + 3, "each with an event of its own");
+}
+
 async fn live_sessions(
     server: &Server,
     client: &pb::ClientAuthentication,

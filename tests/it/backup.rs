@@ -545,6 +545,7 @@ async fn fill(dir: &Path, sessions: usize) {
                 let new = NewSession {
                     session: session(number, &*entropy),
                     max_per_subject: 10,
+                    looked_beyond: false,
                     clear_attempts: None,
                 };
                 ledger.open_session(new, NOW).await.unwrap();
@@ -589,7 +590,12 @@ async fn a_backup_under_load_shows_one_moment() {
                 while !stop.load(Ordering::Relaxed) {
                     let session = session(2_000_000 + writer, entropy);
                     let id = session.id;
-                    let new = NewSession { session, max_per_subject: 5, clear_attempts: None };
+                    let new = NewSession {
+                        session,
+                        max_per_subject: 5,
+                        looked_beyond: false,
+                        clear_attempts: None,
+                    };
                     store.open_session(new, NOW).await.unwrap();
                     let opened = done.fetch_add(1, Ordering::SeqCst);
                     let cause = super::support::world::CAUSE;

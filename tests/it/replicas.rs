@@ -12,9 +12,12 @@ use avouch::domain::ids::{Revision, SessionId};
 use avouch::domain::key::KeyState;
 use avouch::domain::throttle::ThrottlePolicy;
 use avouch::pb::v1 as pb;
+use avouch::pb::v1::authenticate_request::Grant as Credential;
 use avouch::pb::v1::revoke_request::Target;
 use avouch::pb::v1::watch_revocations_response::Frame;
+use avouch::service::sweep::Turn;
 use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -352,6 +355,170 @@ async fn guesses_are_counted_over_all_replicas() {
         let refused = server.identity().authenticate(right).await.expect_err("too soon");
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_secret_that_was_replaced_at_one_replica_is_good_at_no_other() {
+    let servers = three().await;
+    let app = servers[0].first_party("app").await;
+    let operator = servers[0].powerful("operator").await;
+    servers[0].add_user("ada").await;
+    // The other remembers the registration, for up to a second.
+    servers[1].login(&app, "ada").await;
+    let credential = servers[0].own_token(&operator).await;
+    let replace =
+        pb::RotateClientSecretRequest { client_id: app.client_id.clone(), ..Default::default() };
+    servers[0].admin().rotate_client_secret(bearer(replace, &credential)).await.expect("replaced");
+    let by_password = password_login(&app, "ada", PASSWORD);
+    let by_secret = pb::AuthenticateRequest {
+        client: Some(app.clone()),
+        grant: Some(Credential::ClientCredentials(pb::ClientCredentialsGrant {})),
+        ..Default::default()
+    };
+    for request in [by_secret, by_password] {
+        let refused = servers[1].identity().authenticate(request).await.expect_err("replaced");
+        assert_refused(&refused, "the secret is another");
+    }
+}
+
+/// How many transactions an etcd was asked for, as it says itself.
+async fn transactions(etcd: &Etcd) -> u64 {
+    let (status, _, body) = http_get(etcd.address(0), "/metrics", "").await;
+    assert_eq!(status, 200);
+    let asked = body.lines().find(|line| {
+        line.starts_with("grpc_server_started_total{") && line.contains("grpc_method=\"Txn\"")
+    });
+    asked.and_then(|line| line.split(' ').next_back()).expect("a count").parse().expect("a number")
+}
+
+/// Holds that a call takes so many transactions of an etcd that nobody else uses. The server asks for a
+/// few of its own now and then, so the call is made until it is alone; it can never seem to take fewer.
+async fn takes(etcd: &Etcd, expected: u64, what: &str, call: impl AsyncFn()) {
+    let alone = async {
+        loop {
+            let before = transactions(etcd).await;
+            call().await;
+            let took = transactions(etcd).await - before;
+            assert!(took >= expected, "{what} took {took}, not {expected}");
+            if took == expected {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, alone).await.unwrap_or_else(|_| panic!("{what} takes more than {expected}"));
+}
+
+#[tokio::test]
+async fn a_call_asks_etcd_no_more_often_than_it_must() {
+    let own = Etcd::start(1);
+    let clock = Arc::new(ManualClock::new(NOW));
+    let server = Server::with(options(etcd(&own, "calls")), clock).await;
+    let app = server.first_party("app").await;
+    let operator = server.powerful("operator").await;
+    for name in ["ada", "eve", "bob"] {
+        server.add_user(name).await;
+    }
+    // The attempt, what is known of user and client, the user's sessions, and the new one.
+    takes(&own, 4, "Authenticate by password", async || {
+        server.login(&app, "ada").await;
+    })
+    .await;
+    takes(&own, 2, "Authenticate by a wrong password", async || {
+        let wrong = password_login(&app, "ada", "not this one");
+        server.identity().authenticate(wrong).await.expect_err("refused");
+    })
+    .await;
+    takes(&own, 2, "Authenticate by an unknown name", async || {
+        let unknown = password_login(&app, "nobody", "not this one");
+        server.identity().authenticate(unknown).await.expect_err("refused");
+    })
+    .await;
+    takes(&own, 1, "Authenticate by a client secret", async || {
+        server.own_token(&app).await;
+    })
+    .await;
+    let credential = server.own_token(&operator).await;
+    takes(&own, 2, "ListUsers", async || {
+        let page = bearer(pb::ListUsersRequest::default(), &credential);
+        let page = server.admin().list_users(page).await.expect("users").into_inner();
+        assert_eq!(page.users.len(), 3);
+    })
+    .await;
+    takes(&own, 2, "ListClients", async || {
+        let page = bearer(pb::ListClientsRequest::default(), &credential);
+        let page = server.admin().list_clients(page).await.expect("clients").into_inner();
+        assert_eq!(page.clients.len(), 2);
+    })
+    .await;
+    let token = Mutex::new(server.login(&app, "ada").await.refresh_token);
+    takes(&own, 1, "Refresh", async || {
+        let mut token = token.lock().await;
+        *token = server.refresh(&app, &token).await.expect("a successor").refresh_token;
+    })
+    .await;
+    let session = Mutex::new(String::new());
+    takes(&own, 5, "Authenticate and Revoke", async || {
+        let tokens = server.login(&app, "eve").await;
+        let target = Target::SessionId(tokens.session_id.clone());
+        server.revoke(&app, target).await.expect("its own");
+        *session.lock().await = tokens.session_id;
+    })
+    .await;
+    let again = Target::SessionId(session.lock().await.clone());
+    takes(&own, 1, "Revoke once more", async || {
+        server.revoke(&app, again.clone()).await.expect("its own");
+    })
+    .await;
+}
+
+/// How many sessions a server says there are; NaN when it does not say.
+async fn sessions_told(server: &Server) -> f64 {
+    let (status, _, body) = http_get(server.ops, "/metrics", "").await;
+    assert_eq!(status, 200);
+    let told = body.lines().find_map(|line| line.strip_prefix("avouch_sessions "));
+    told.expect("it is there").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn sessions_are_counted_where_the_turn_to_sweep_is_and_nowhere_else() {
+    const EVERY: Duration = Duration::from_secs(3600);
+    let servers = three().await;
+    let app = servers[0].first_party("app").await;
+    servers[0].add_user("ada").await;
+    // Each has asked when it started, and one of them has the turn; so it stays while time stands still.
+    let mut standing = Vec::new();
+    for server in &servers {
+        let turn = server.service.sweep_in_turn(EVERY).await.expect("an answer");
+        standing.push(matches!(turn, Turn::Swept(_)));
+    }
+    let first = standing.iter().position(|has_turn| *has_turn).expect("one has it");
+    assert_eq!(standing.iter().filter(|has_turn| **has_turn).count(), 1);
+    let counted = async |server: &Server| {
+        eventually("a count", async || {
+            let told = sessions_told(server).await;
+            told.is_finite().then_some(told)
+        })
+        .await
+    };
+    counted(&servers[first]).await;
+    let next = (first + 1) % 3;
+    for server in servers.iter().filter(|server| server.ops != servers[first].ops) {
+        assert!(sessions_told(server).await.is_nan(), "it has no turn, and counts nothing");
+    }
+    for server in &servers {
+        server.login(&app, "ada").await;
+    }
+    // The one that had the turn does not ask again in time, and finds that another has it.
+    servers[0].clock.advance(EVERY * 2);
+    let turn = servers[next].service.sweep_in_turn(EVERY).await.expect("an answer");
+    assert!(matches!(turn, Turn::Swept(_)), "{turn:?}");
+    assert_eq!(counted(&servers[next]).await, 3.0);
+    let turn = servers[first].service.sweep_in_turn(EVERY).await.expect("an answer");
+    assert_eq!(turn, Turn::Another);
+    eventually("the old count is gone", async || {
+        sessions_told(&servers[first]).await.is_nan().then_some(())
+    })
+    .await;
 }
 
 async fn health(server: &Server, name: &str) -> ServingStatus {

@@ -36,13 +36,12 @@ pub(super) async fn list(
 ) -> Answer<pb::ListClientsResponse> {
     let (limit, after) = page(message.page_size, &message.page_token)?;
     let page = call.service.list_clients(&call.caller, after.as_ref(), limit, &call.origin).await?;
-    let mut clients = Vec::with_capacity(page.len());
-    for client in &page {
-        clients.push(call.client(client).await?);
-    }
     Ok(pb::ListClientsResponse {
-        clients,
-        next_page_token: next(&page, limit, |client| client.id.to_string()),
+        clients: page
+            .iter()
+            .map(|(client, epoch)| convert::admin::to_client(client, *epoch))
+            .collect(),
+        next_page_token: next(&page, limit, |(client, _)| client.id.to_string()),
     })
 }
 

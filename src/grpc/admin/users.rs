@@ -3,7 +3,7 @@
 use super::{Answer, Call, next, outcome, page, required};
 use crate::domain::secret::SecretText;
 use crate::grpc::caller::{client_proof, client_secret};
-use crate::grpc::convert::Fields;
+use crate::grpc::convert::{self, Fields};
 use crate::grpc::identity::{device, required_client};
 use crate::grpc::status;
 use crate::pb::v1 as pb;
@@ -50,13 +50,9 @@ pub(super) async fn list(
 ) -> Answer<pb::ListUsersResponse> {
     let (limit, after) = page(message.page_size, &message.page_token)?;
     let page = call.service.list_users(&call.caller, after.as_ref(), limit, &call.origin).await?;
-    let mut users = Vec::with_capacity(page.len());
-    for user in &page {
-        users.push(call.user(user).await?);
-    }
     Ok(pb::ListUsersResponse {
-        users,
-        next_page_token: next(&page, limit, |user| user.subject.to_string()),
+        users: page.iter().map(|(user, epoch)| convert::admin::to_user(user, *epoch)).collect(),
+        next_page_token: next(&page, limit, |(user, _)| user.subject.to_string()),
     })
 }
 

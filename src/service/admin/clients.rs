@@ -6,7 +6,7 @@ use crate::domain::caller::Caller;
 use crate::domain::client::{Client, ClientType};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Entry, Initiator, Reason};
-use crate::domain::ids::ClientId;
+use crate::domain::ids::{ClientId, Epoch};
 use crate::domain::secret::{SecretBytes, SecretText};
 use crate::service::Service;
 use crate::service::journal::Origin;
@@ -88,7 +88,7 @@ impl Service {
         self.store.find_client(id).await?.ok_or(AdminError::NotFound)
     }
 
-    /// Clients in the order of their ids.
+    /// Clients in the order of their ids, each with its epoch.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -98,7 +98,7 @@ impl Service {
         after: Option<&ClientId>,
         limit: usize,
         origin: &Origin,
-    ) -> Result<Vec<Client>, AdminError> {
+    ) -> Result<Vec<(Client, Epoch)>, AdminError> {
         self.may_administer(caller, "list_clients", origin)?;
         Ok(self.store.clients(after, limit).await?)
     }

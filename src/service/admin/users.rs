@@ -3,7 +3,7 @@
 use super::AdminError;
 use crate::domain::caller::{Caller, Identity};
 use crate::domain::event::{Cause, Entry, Initiator, Reason};
-use crate::domain::ids::SubjectId;
+use crate::domain::ids::{Epoch, SubjectId};
 use crate::domain::scope::Names;
 use crate::domain::secret::SecretText;
 use crate::domain::session::Device;
@@ -139,7 +139,7 @@ impl Service {
         self.store.find_user_by_name(username.as_str()).await?.ok_or(AdminError::NotFound)
     }
 
-    /// Users in the order of their subjects.
+    /// Users in the order of their subjects, each with the epoch of the subject.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -149,7 +149,7 @@ impl Service {
         after: Option<&SubjectId>,
         limit: usize,
         origin: &Origin,
-    ) -> Result<Vec<User>, AdminError> {
+    ) -> Result<Vec<(User, Epoch)>, AdminError> {
         self.may_administer(caller, "list_users", origin)?;
         Ok(self.store.users(after, limit).await?)
     }
@@ -239,9 +239,6 @@ impl Service {
         let proved =
             self.prove_user(&client, &change.username, present, &source, origin, now).await?;
         let (user, epochs, account) = proved;
-        if !self.is_still_good(&client).await? {
-            return Err(AdminError::Credential(AuthenticateError::Refused));
-        }
         // It was no failed guess, whatever the rules say of the new password.
         commit("clear_attempts", self.store.clear_attempts(account, Some(source.key), now)).await?;
         let hash =

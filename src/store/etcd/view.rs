@@ -153,17 +153,26 @@ impl Attempt {
         let view = View::new(self, over);
         let answer = catch_unwind(AssertUnwindSafe(|| query(&view)))
             .unwrap_or(Err(StoreError::Internal("a query panicked")));
-        let run = view.run.into_inner();
+        let mut run = view.run.into_inner();
+        if run.is_missing_something() && self.trust != Trust::WhatIsThere {
+            // What would be compared can be read on the same way.
+            let old = run.got.iter().filter(|(_, known)| !self.is_of_this_call(known));
+            run.missing.extend(old.map(|(key, _)| key.clone()));
+        }
         self.run = run;
         answer
     }
 
     /// Whether all that the last run rests on was read in this call.
     pub(super) fn is_fresh(&self) -> bool {
-        let Some(moment) = self.moment else {
+        if self.moment.is_none() {
             return self.run.got.is_empty() && self.run.scanned.is_empty();
-        };
-        self.run.got.values().all(|known| known.as_of >= moment)
+        }
+        self.run.got.values().all(|known| self.is_of_this_call(known))
+    }
+
+    fn is_of_this_call(&self, known: &Known) -> bool {
+        self.moment.is_some_and(|moment| known.as_of >= moment)
     }
 
     /// Takes nothing for true any more that was not read in this call.
@@ -232,7 +241,7 @@ impl<'a> View<'a> {
             }
             (None, None) => return None,
         };
-        let fresh = self.attempt.moment.is_some_and(|moment| newest.as_of >= moment);
+        let fresh = self.attempt.is_of_this_call(&newest);
         let will_do = match (needs, self.attempt.trust) {
             (Needs::Fresh, _) => fresh,
             (Needs::Any, _) | (Needs::Compared, Trust::Guesses | Trust::Cache) => true,

@@ -1,12 +1,12 @@
 //! Clients.
 
-use super::epochs::raise;
+use super::epochs::{epoch_keys, raise, read_epochs, with_epoch};
 use super::{Decided, Outcome, codec, id_in_key, key};
 use crate::domain::client::Client;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Revocation};
-use crate::domain::ids::ClientId;
-use crate::store::engine::{KeyRange, Order, Reads, Txn};
+use crate::domain::ids::{ClientId, Epoch, Epochs, SubjectId};
+use crate::store::engine::{KeyRange, Order, Reads, Rests, Txn};
 use crate::store::{ClientChange, Level};
 
 pub(super) fn create(txn: &mut Txn<'_>, client: &Client) -> Decided<bool> {
@@ -65,9 +65,29 @@ pub(super) fn client_in(reads: &dyn Reads, id: &ClientId) -> Decided<Option<Clie
     found.map(|bytes| codec::read_client(id.clone(), &bytes)).transpose()
 }
 
-pub(super) fn in_range(reads: &dyn Reads, range: &KeyRange, limit: usize) -> Decided<Vec<Client>> {
-    let found = reads.scan(range, Order::Ascending, limit)?;
-    found.iter().map(|(at, bytes)| codec::read_client(id_in_key(at, 1)?, bytes)).collect()
+/// A client and the epochs of what it has for itself.
+pub(super) fn with_epochs(reads: &dyn Reads, id: &ClientId) -> Decided<(Option<Client>, Epochs)> {
+    // The epochs first: a change since then has raised one.
+    let mut keys = epoch_keys(id, &SubjectId::from(id)).to_vec();
+    keys.push(key::client(id));
+    let mut found = reads.get_many(&keys, Rests::OnAll)?;
+    let client = found.pop().flatten();
+    let client = client.map(|bytes| codec::read_client(id.clone(), &bytes)).transpose()?;
+    Ok((client, read_epochs(found)?))
+}
+
+pub(super) fn in_range(
+    reads: &dyn Reads,
+    range: &KeyRange,
+    limit: usize,
+) -> Decided<Vec<(Client, Epoch)>> {
+    let found = reads.scan_many(range, Order::Ascending, limit, Rests::OnNothing)?;
+    let clients: Vec<_> = found
+        .iter()
+        .map(|(at, bytes)| codec::read_client(id_in_key(at, 1)?, bytes))
+        .collect::<Decided<_>>()?;
+    let keys: Vec<_> = clients.iter().map(|client| key::client_epoch(&client.id)).collect();
+    with_epoch(reads, clients, &keys)
 }
 
 fn get_client(txn: &Txn<'_>, id: &ClientId) -> Decided<Option<Client>> {

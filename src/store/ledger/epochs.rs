@@ -39,6 +39,16 @@ pub(super) fn get_epochs(txn: &Txn<'_>, client: &ClientId, subject: &SubjectId) 
     read_epochs(txn.get_committed(&epoch_keys(client, subject), Rests::OnAll)?)
 }
 
+/// Each of these with the epoch under its key, all of them read at once.
+pub(super) fn with_epoch<T>(
+    reads: &dyn Reads,
+    all: Vec<T>,
+    keys: &[Vec<u8>],
+) -> Decided<Vec<(T, Epoch)>> {
+    let epochs = reads.get_many(keys, Rests::OnNothing)?;
+    all.into_iter().zip(epochs).map(|(one, epoch)| Ok((one, read_epoch(epoch)?))).collect()
+}
+
 /// Raises an epoch in this commit.
 pub(super) fn raise(
     txn: &mut Txn<'_>,

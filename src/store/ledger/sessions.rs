@@ -25,13 +25,13 @@ pub(super) fn open(txn: &mut Txn<'_>, new: &NewSession, now: Timestamp) -> Decid
     if current != session.epochs {
         return Ok(Opened::Stale);
     }
-    let evicted = oldest_beyond(txn, session, new.max_per_subject, &current, now)?;
-    let evicted = match evicted {
-        None => None,
-        Some(oldest) => {
+    let evicted = match room(txn, new, &current, now)? {
+        Room::Enough => None,
+        Room::Unknown => return Ok(Opened::LookBeyond),
+        Room::InPlaceOf(oldest) => {
             let id = oldest.id;
             let cause = Cause { reason: Reason::SessionSuperseded, initiator: Initiator::Policy };
-            end_session(txn, oldest, cause, now)?;
+            end_session(txn, *oldest, cause, now)?;
             Some(id)
         }
     };
@@ -189,18 +189,24 @@ fn end_session(
     Ok(revocation)
 }
 
-/// The oldest live session of the subject of `new`, if it has `max` live ones already.
+/// Whether a subject may have one more session.
+enum Room {
+    /// It may.
+    Enough,
+    /// It may, once this one is over.
+    InPlaceOf(Box<Session>),
+    /// That is not to be said: there are, or may be, more live ones than the limit.
+    Unknown,
+}
+
+/// Whether the subject of `new` may have one more session.
 ///
 /// It rests on no session having been added. That one of those it looked at has ended meanwhile does
-/// not matter: what is over does not come to life again, so there is no more than `max` in any case.
-fn oldest_beyond(
-    txn: &Txn<'_>,
-    new: &Session,
-    max: u32,
-    current: &Epochs,
-    now: Timestamp,
-) -> Decided<Option<Session>> {
-    let max = usize::try_from(max).unwrap_or(usize::MAX);
+/// not matter: what is over does not come to life again, so there are no more than the limit in any case.
+fn room(txn: &Txn<'_>, new: &NewSession, current: &Epochs, now: Timestamp) -> Decided<Room> {
+    let max = usize::try_from(new.max_per_subject).unwrap_or(usize::MAX);
+    let looked_beyond = new.looked_beyond;
+    let new = &new.session;
     let mut range = KeyRange::prefix(&key::sessions_of(&new.subject));
     let page = max.saturating_mul(2);
     let mut live = Vec::new();
@@ -209,7 +215,10 @@ fn oldest_beyond(
     loop {
         let found = txn.scan_committed(&range, Order::Descending, page, Rests::OnAdditions)?;
         if looked_at == 0 && found.len() < max {
-            return Ok(None);
+            return Ok(Room::Enough);
+        }
+        if !looked_beyond && found.len() >= page {
+            return Ok(Room::Unknown);
         }
         for session in look_at(txn, &found)? {
             // The subject's epoch is the same for each; the client's may not be.
@@ -225,10 +234,14 @@ fn oldest_beyond(
         }
         looked_at = looked_at.saturating_add(found.len());
         let exhausted = found.len() < page || looked_at >= MAX_SESSIONS_LOOKED_AT;
+        if !looked_beyond && live.len() > max {
+            return Ok(Room::Unknown);
+        }
         if live.len() >= max || exhausted {
             let oldest = if live.len() >= max { live.pop() } else { None };
             // Once more, for it is going to be written.
-            return oldest.map_or(Ok(None), |id| get_session(txn, id));
+            let oldest = oldest.map_or(Ok(None), |id| get_session(txn, id))?;
+            return Ok(oldest.map_or(Room::Enough, |oldest| Room::InPlaceOf(Box::new(oldest))));
         }
         range.end = found.into_iter().next_back().map(|(at, _)| at);
     }

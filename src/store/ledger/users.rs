@@ -1,14 +1,14 @@
 //! Users.
 
-use super::epochs::{raise, read_epoch};
+use super::epochs::{epoch_keys, raise, read_epoch, read_epochs, with_epoch};
 use super::{Decided, Outcome, codec, id_in_key, key};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Cause, Revocation};
-use crate::domain::ids::SubjectId;
+use crate::domain::ids::{ClientId, Epoch, SubjectId};
 use crate::domain::secret::SecretText;
 use crate::domain::user::User;
-use crate::store::engine::{KeyRange, Order, Reads, Txn};
-use crate::store::{Changed, Level, UserChange};
+use crate::store::engine::{KeyRange, Order, Reads, Rests, Txn};
+use crate::store::{Changed, Level, Login, UserChange};
 
 pub(super) fn create(txn: &mut Txn<'_>, user: &User) -> Decided<bool> {
     let taken = txn.get(&key::username(&user.username))?.is_some()
@@ -114,9 +114,38 @@ pub(super) fn by_name(reads: &dyn Reads, username: &str) -> Decided<Option<User>
     }
 }
 
-pub(super) fn in_range(reads: &dyn Reads, range: &KeyRange, limit: usize) -> Decided<Vec<User>> {
-    let found = reads.scan(range, Order::Ascending, limit)?;
-    found.iter().map(|(at, bytes)| codec::read_user(id_in_key(at, 1)?, bytes)).collect()
+/// A name that nobody has is looked up as far as one that somebody has, so that the way to the store
+/// and back does not tell them apart.
+pub(super) fn login(reads: &dyn Reads, username: &str, client: &ClientId) -> Decided<Login> {
+    let known = reads.get(&key::username(username))?;
+    let subject = match &known {
+        Some(subject) => id_in_key(subject, 0)?,
+        None => SubjectId::from(client),
+    };
+    // The epochs first: a change since then has raised one.
+    let mut keys = epoch_keys(client, &subject).to_vec();
+    keys.extend([key::client(client), key::user(&subject)]);
+    let mut epochs = reads.get_many(&keys, Rests::OnAll)?;
+    let mut found = epochs.split_off(3).into_iter();
+    let (of_client, of_user) = (found.next().flatten(), found.next().flatten());
+    let client = of_client.map(|bytes| codec::read_client(client.clone(), &bytes)).transpose()?;
+    let user = of_user.filter(|_| known.is_some());
+    let user = user.map(|bytes| codec::read_user(subject, &bytes)).transpose()?;
+    Ok(Login { user, client, epochs: read_epochs(epochs)? })
+}
+
+pub(super) fn in_range(
+    reads: &dyn Reads,
+    range: &KeyRange,
+    limit: usize,
+) -> Decided<Vec<(User, Epoch)>> {
+    let found = reads.scan_many(range, Order::Ascending, limit, Rests::OnNothing)?;
+    let users: Vec<_> = found
+        .iter()
+        .map(|(at, bytes)| codec::read_user(id_in_key(at, 1)?, bytes))
+        .collect::<Decided<_>>()?;
+    let keys: Vec<_> = users.iter().map(|user| key::subject_epoch(&user.subject)).collect();
+    with_epoch(reads, users, &keys)
 }
 
 fn get_user(txn: &Txn<'_>, subject: &SubjectId) -> Decided<Option<User>> {

@@ -1,16 +1,19 @@
 //! The verbs of the store on two engines, and how many calls each takes.
 
 use super::*;
-use crate::domain::client::{Lifetimes, ReuseDetection};
+use crate::domain::client::{Client, ClientType, Lifetimes, ReuseDetection};
 use crate::domain::event::{Cause, Initiator, Reason};
-use crate::domain::ids::{ClientId, Epochs, Generation, SubjectId};
+use crate::domain::ids::{ClientId, Epoch, Epochs, Generation, SubjectId};
 use crate::domain::key::MacKeyId;
 use crate::domain::scope::Names;
-use crate::domain::secret::SecretBytes;
+use crate::domain::secret::{SecretBytes, SecretText};
 use crate::domain::session::{Device, Presented, RotationRules, Session};
-use crate::domain::throttle::ThrottlePolicy;
+use crate::domain::throttle::{ThrottleDecision, ThrottlePolicy};
+use crate::domain::user::User;
 use crate::store::ledger::Ledger;
-use crate::store::{Level, NewSession, Opened, Revoked, Rotation, Store as _};
+use crate::store::{
+    ClientChange, Level, NewSession, Opened, Revoked, Rotation, Store as _, UserChange,
+};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const CAUSE: Cause = Cause { reason: Reason::AdminAction, initiator: Initiator::Admin };
@@ -44,7 +47,12 @@ fn new_session(name: &str, at: Timestamp) -> NewSession {
         device: Device::default(),
         revoked: None,
     };
-    NewSession { session, max_per_subject: 3, clear_attempts: Some(([1; 8], [2; 8])) }
+    NewSession {
+        session,
+        max_per_subject: 3,
+        looked_beyond: false,
+        clear_attempts: Some(([1; 8], [2; 8])),
+    }
 }
 
 async fn rotate(
@@ -119,6 +127,136 @@ async fn a_refresh_is_one_call_and_a_revocation_is_too() {
     assert_eq!(other.revoke_session(session.id, CAUSE, NOW).await, Ok(Revoked::Already));
 }
 
+fn user(name: &str, id: &str) -> User {
+    User {
+        subject: subject(id),
+        username: name.into(),
+        display_name: "A user".into(),
+        password_hash: Some(SecretText::new("a hash".to_owned())),
+        password_changed_at: Some(NOW),
+        scope: Names::new(["read"]).unwrap(),
+        disabled: false,
+        created_at: NOW,
+    }
+}
+
+/// Registers a client and so many users, the first of them ada.
+async fn register(ledger: &Ledger<EtcdEngine>, users: usize) {
+    let registered = Client {
+        id: client(),
+        display_name: "Web".into(),
+        kind: ClientType::Confidential,
+        secret_digest: Some(SecretBytes::new([5; 32])),
+        first_party: true,
+        scope: Names::new(["read"]).unwrap(),
+        audience: Names::new(["orders"]).unwrap(),
+        grants: Vec::new(),
+        certificate_names: Vec::new(),
+        lifetimes: Lifetimes::default(),
+        reuse_detection: ReuseDetection::Enforce,
+        disabled: false,
+        created_at: NOW,
+    };
+    assert!(ledger.create_client(registered, NOW).await.unwrap());
+    for number in 0..users {
+        let name = if number == 0 { "ada".to_owned() } else { format!("user-{number:03}") };
+        let user = user(&name, &format!("usr_{name}"));
+        assert!(ledger.create_user(user, NOW).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_login_asks_for_comes_in_one_call_whoever_exists() {
+    let (_etcd, one, other) = two().await;
+    register(&one, 3).await;
+    // Names that this replica has not seen, and then has; of somebody and of nobody. What is written
+    // meanwhile makes old what is known of the client.
+    for (name, there) in [("ada", true), ("eve", false), ("user-001", true), ("mallory", false)] {
+        for expected in [2, 1, 1] {
+            one.begin_attempt([9; 8], [9; 8], ThrottlePolicy::default(), NOW).await.unwrap();
+            let (calls, login) = calls(&other, other.find_login(name, &client())).await;
+            let login = login.unwrap();
+            assert_eq!((login.user.is_some(), login.client.is_some()), (there, true), "{name}");
+            assert_eq!(calls, expected, "{name}");
+        }
+    }
+    // Nobody is not the user whose subject is spelled as the client.
+    let shadow = user("shadow", client().as_str());
+    assert!(one.create_user(shadow, NOW).await.unwrap());
+    assert!(other.find_login("eve", &client()).await.unwrap().user.is_none());
+    // What has changed elsewhere since then is seen at once: to find that it has is to read it.
+    let disable = UserChange { disabled: Some(true), ..UserChange::default() };
+    one.change_user(subject("usr_ada"), disable, Some(CAUSE), NOW).await.unwrap();
+    let (changed, login) = calls(&other, other.find_login("ada", &client())).await;
+    let login = login.unwrap();
+    assert!(login.user.unwrap().disabled);
+    assert_eq!((login.epochs.subject, changed), (Epoch(1), 1));
+    one.change_client(client(), ClientChange::Disabled(true), Some(CAUSE), NOW).await.unwrap();
+    let login = other.find_login("ada", &client()).await.unwrap();
+    assert!(login.client.unwrap().disabled);
+    assert_eq!(login.epochs.client, Epoch(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_for_itself_is_one_call_and_sees_what_changed_elsewhere() {
+    let (_etcd, one, other) = two().await;
+    register(&one, 0).await;
+    for _ in 0..3 {
+        let (calls, found) = calls(&other, other.find_client_and_epochs(&client())).await;
+        let (found, epochs) = found.unwrap();
+        assert!(!found.unwrap().disabled);
+        assert_eq!((epochs, calls), (Epochs::default(), 1));
+    }
+    one.change_client(client(), ClientChange::Disabled(true), Some(CAUSE), NOW).await.unwrap();
+    let (found, epochs) = other.find_client_and_epochs(&client()).await.unwrap();
+    assert!(found.unwrap().disabled);
+    assert_eq!(epochs.client, Epoch(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_is_one_call_and_to_open_a_session_is_two() {
+    let (_etcd, one, _other) = two().await;
+    let policy = ThrottlePolicy::default();
+    // The first that this replica opens: it finds that nothing was revoked.
+    one.open_session(new_session("bob", NOW), NOW).await.unwrap();
+    for number in 0..3 {
+        let at = NOW.after(Duration::from_millis(number));
+        let (attempt, begun) = calls(&one, one.begin_attempt([1; 8], [2; 8], policy, at)).await;
+        assert!(matches!(begun, Ok(ThrottleDecision::Allow(_))), "{begun:?}");
+        let (open, opened) = calls(&one, one.open_session(new_session("ada", at), at)).await;
+        assert_eq!(opened, Ok(Opened::Open { evicted: None }));
+        assert_eq!((attempt, open), (1, 2));
+    }
+    // One has to go: whose session it is, and whether they live, is looked at.
+    let at = NOW.after(Duration::from_millis(3));
+    let (open, opened) = calls(&one, one.open_session(new_session("ada", at), at)).await;
+    assert!(matches!(opened, Ok(Opened::Open { evicted: Some(_) })), "{opened:?}");
+    assert_eq!(open, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_users_or_clients_and_their_epochs_is_two_calls() {
+    const USERS: usize = 60;
+    let (_etcd, one, other) = two().await;
+    register(&one, USERS).await;
+    one.raise_epoch(Level::Subject(subject("usr_user-007")), CAUSE, NOW).await.unwrap();
+    one.raise_epoch(Level::Client(client()), CAUSE, NOW).await.unwrap();
+    // Whether it knows some of them or none; what is known is old.
+    for ledger in [&one, &other, &other] {
+        one.begin_attempt([9; 8], [9; 8], ThrottlePolicy::default(), NOW).await.unwrap();
+        let (calls, page) = calls(ledger, ledger.users(None, 50)).await;
+        let page = page.unwrap();
+        assert_eq!((page.len(), calls), (50, 2));
+        for (user, epoch) in page {
+            let raised = u32::from(user.subject.as_str() == "usr_user-007");
+            assert_eq!(epoch, Epoch(raised), "{user:?}");
+        }
+        let (calls, page) = self::calls(ledger, ledger.clients(None, 50)).await;
+        let page = page.unwrap();
+        assert_eq!((page.len(), page[0].1, calls), (1, Epoch(1), 2));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_who_present_one_token_anywhere_one_rotates_and_all_get_the_same() {
     let (_etcd, one, other) = two().await;
@@ -162,7 +300,17 @@ async fn nobody_has_more_sessions_than_the_limit_wherever_they_log_in() {
     for task in 0..8 {
         let ledger = Arc::clone(&ledgers[task % 2]);
         let at = NOW.after(Duration::from_millis(u64::try_from(task).unwrap()));
-        tasks.spawn(async move { ledger.open_session(new_session("ada", at), at).await.unwrap() });
+        tasks.spawn(async move {
+            let new = new_session("ada", at);
+            match ledger.open_session(new.clone(), at).await.unwrap() {
+                // It has looked: nobody has any beyond the limit here.
+                Opened::LookBeyond => {
+                    let new = NewSession { looked_beyond: true, ..new };
+                    ledger.open_session(new, at).await.unwrap()
+                }
+                opened => opened,
+            }
+        });
     }
     let opened = tasks.join_all().await;
     let evicted =
@@ -189,8 +337,7 @@ async fn guesses_at_two_replicas_count_together() {
             .spawn(async move { ledger.begin_attempt([1; 8], [2; 8], policy, NOW).await.unwrap() });
     }
     let decisions = tasks.join_all().await;
-    let allowed =
-        |decision: &&_| matches!(decision, crate::domain::throttle::ThrottleDecision::Allow(_));
+    let allowed = |decision: &&_| matches!(decision, ThrottleDecision::Allow(_));
     let alone = {
         let memory = Ledger::new(crate::store::memory::MemoryEngine::new(server::LOG));
         let mut alone = 0;
