@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use v1::revocation_service_client::RevocationServiceClient;
@@ -30,6 +30,9 @@ pub(super) struct Live {
     pub(super) watch_id: String,
     /// How long a silence is one too many.
     pub(super) deadline: Duration,
+    /// Since when somebody waits for the frame that has not come. Who gives up and waits anew, waits for
+    /// the same one.
+    waits_since: Option<Instant>,
     /// What the server said of its end, and how long to wait then.
     pub(super) go_away: Option<(v1::GoAwayReason, Duration)>,
     /// Whether it has caught up. Until then its frames may be old ones, which say neither what time it
@@ -78,6 +81,7 @@ impl Live {
             frames,
             watch_id: String::new(),
             deadline: silence(settings.heartbeat),
+            waits_since: None,
             go_away: None,
             synced: false,
             quickest: None,
@@ -88,7 +92,9 @@ impl Live {
     /// The next frame, or the status that ended the stream. None after a silence that was one too many.
     /// Dropping the future loses nothing.
     pub(super) async fn read(&mut self) -> Option<Result<v1::WatchRevocationsResponse, Status>> {
-        let read = timeout(self.deadline, self.frames.message()).await.ok()?;
+        let since = *self.waits_since.get_or_insert_with(Instant::now);
+        let read = timeout_at(since + self.deadline, self.frames.message()).await.ok()?;
+        self.waits_since = None;
         Some(read.and_then(|frame| frame.ok_or_else(|| Status::ok(""))))
     }
 
