@@ -39,8 +39,7 @@ impl Encoded {
         metadata: tonic::metadata::MetadataMap,
     ) -> Result<Response<TxnResponse>, Status> {
         let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
-        let failed = |error| Status::unknown(format!("the channel is not ready: {error}"));
-        grpc.ready().await.map_err(failed)?;
+        grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
         let mut request = Request::new(self.0.clone());
         *request.metadata_mut() = metadata;
         let path = PathAndQuery::from_static("/etcdserverpb.KV/Txn");
