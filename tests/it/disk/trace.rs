@@ -174,7 +174,8 @@ fn synced(calls: &[Call], file: &str, after: usize, before: usize) -> Option<usi
     calls.iter().find(ours).map(|call| call.ended)
 }
 
-/// Ten refreshes and ten revocations, one call after the other on one connection.
+/// Ten refreshes and ten revocations, one call after the other on one connection, and one call that counts
+/// for nothing: of what comes last the end may be missing.
 async fn talk(addresses: &Addresses, cast: &Cast) -> usize {
     let mut server = identity(addresses).await;
     let mut exchanges = 0;
@@ -189,6 +190,7 @@ async fn talk(addresses: &Addresses, cast: &Cast) -> usize {
         server.revoke(request).await.expect("it is live");
         exchanges += 3;
     }
+    server.get_key_set(pb::GetKeySetRequest {}).await.expect("keys");
     exchanges
 }
 
@@ -210,8 +212,8 @@ async fn between_request_and_response_of_refresh_and_revoke_the_database_is_sync
     let text = std::fs::read_to_string(output).expect("its output");
     let calls = calls(&text);
     let exchanges = exchanges(&calls, &addresses.grpc);
-    assert_eq!(exchanges.len(), made, "every call was seen");
-    for (stream, (asked, answered)) in exchanges {
+    assert!(exchanges.len() >= made, "{} of {made} calls were seen", exchanges.len());
+    for (stream, (asked, answered)) in exchanges.into_iter().take(made) {
         let (asked, answered) = (calls[asked].ended, calls[answered].begun);
         let database = synced(&calls, "/data/sled/db", asked, answered);
         let database = database.unwrap_or_else(|| {
