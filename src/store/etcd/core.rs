@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::Instant;
 
 use super::cache::{Cache, Known};
@@ -43,6 +43,8 @@ pub(super) struct Core {
     /// The revision that somebody waited for in vain: where the watch has not told of it, another member
     /// is asked.
     pub(super) missed: watch::Sender<i64>,
+    /// The watch was cut. What is behind it may have been put back to an older state.
+    pub(super) cut: Notify,
     pub(super) counters: Counters,
 }
 

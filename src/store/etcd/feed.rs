@@ -62,6 +62,7 @@ pub(super) async fn follow(core: Arc<Core>, mut member: usize, mut next: i64) {
             Ended::Cut(why) => {
                 tracing::info!(why, member, "the watch was cut");
                 member = member.wrapping_add(1);
+                core.cut.notify_one();
             }
         }
         if core.failure().is_some() {

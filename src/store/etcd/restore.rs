@@ -326,6 +326,8 @@ impl EtcdRestore {
                 what: format!("{there:?} is there, {:?} was written", self.there),
             }));
         }
+        let begun = super::raft::begin(&self.client, &self.keys, deadline()).await;
+        begun.map_err(|error| self.failed(&error))?;
         let whole = Meta { standing: Standing::Whole, ..self.meta };
         let written = write(&self.client, &self.keys, &whole, self.begun, deadline()).await;
         match written.map_err(|error| self.failed(&error))? {

@@ -15,6 +15,7 @@ mod proxy;
 mod server;
 mod units;
 mod verbs;
+mod went_back;
 
 /// Random bytes: what is written by several engines must not be alike.
 struct Random;
