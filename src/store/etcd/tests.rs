@@ -13,6 +13,7 @@ mod access;
 mod faults;
 mod proxy;
 mod server;
+mod silent;
 mod units;
 mod verbs;
 mod went_back;
