@@ -18,8 +18,8 @@
 //!
 //! That etcd is away is never the end: calls get [`StoreError::Unavailable`] while it lasts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -158,6 +158,7 @@ impl EtcdEngine {
             locks: Locks::new(),
             entropy,
             meta_changed: AtomicI64::new(meta_changed),
+            next_meta: OnceLock::new(),
             fence: Fence { number, changed: AtomicI64::new(fence), moving: Mutex::new(()) },
             failed: watch::Sender::new(None),
             closed: AtomicBool::new(false),
@@ -188,12 +189,14 @@ impl EtcdEngine {
     pub async fn finish_adoption(&self) -> Result<(), StoreError> {
         let core = &self.core;
         let meta = Meta { standing: Standing::Whole, ..self.meta };
+        // Before it is there: who compares the record meanwhile is to take it for this engine's own work.
+        _ = core.next_meta.set(meta.encode());
         let known = core.meta_changed.load(Ordering::Relaxed);
         let written = meta::write(&core.client, &core.keys, &meta, known, core.deadline()).await?;
         let changed = written.ok_or_else(|| {
             StoreError::Unavailable("somebody else adopted the same records".to_owned())
         })?;
-        core.meta_changed.store(changed, Ordering::Relaxed);
+        core.meta_changed.fetch_max(changed, Ordering::Relaxed);
         Ok(())
     }
 

@@ -128,11 +128,7 @@ impl Client {
         self.txn_within(txn, deadline.min(Instant::now() + self.request_timeout)).await
     }
 
-    async fn txn_within(
-        &self,
-        txn: TxnRequest,
-        until: Instant,
-    ) -> Result<TxnResponse, CallError> {
+    async fn txn_within(&self, txn: TxnRequest, until: Instant) -> Result<TxnResponse, CallError> {
         let floor = self.seen();
         let answer = self
             .call_within(until, |channel, metadata| {

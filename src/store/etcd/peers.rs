@@ -190,7 +190,11 @@ impl EtcdBoard {
 
     /// A watch over a connection of its own, as other watches have them: what is busy elsewhere does
     /// not hold it up.
-    async fn watch(&self, member: &Member, from: i64) -> Result<Streaming<WatchResponse>, CallError> {
+    async fn watch(
+        &self,
+        member: &Member,
+        from: i64,
+    ) -> Result<Streaming<WatchResponse>, CallError> {
         let token = self.0.client.token();
         let channel = member.connect().map_err(CallError::Unknown)?;
         let shown = token.shown_to(&channel).await?;

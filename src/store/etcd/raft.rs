@@ -147,7 +147,11 @@ impl Look {
 }
 
 /// Asks etcd where it stands.
-pub(super) async fn look(client: &Client, keys: &Keys, deadline: Instant) -> Result<Look, CallError> {
+pub(super) async fn look(
+    client: &Client,
+    keys: &Keys,
+    deadline: Instant,
+) -> Result<Look, CallError> {
     let at = keys.raft();
     // It removes, and so costs no room: one that has none left is asked too.
     let remove = DeleteRangeRequest { key: at.clone().into(), ..DeleteRangeRequest::default() };

@@ -38,8 +38,7 @@ pub(super) fn read(path: &Path, log_id: LogId) -> Option<Known> {
             return None;
         }
     };
-    let mark =
-        Mark { term: seen.raft_term, index: seen.raft_index, revision: seen.raft_revision };
+    let mark = Mark { term: seen.raft_term, index: seen.raft_index, revision: seen.raft_revision };
     (seen.log_id == log_id.to_string()).then_some(Known { mark, revision: seen.revision })
 }
 

@@ -81,12 +81,7 @@ impl Proxy {
     }
 }
 
-async fn relay(
-    number: u32,
-    client: TcpStream,
-    server: TcpStream,
-    state: watch::Receiver<State>,
-) {
+async fn relay(number: u32, client: TcpStream, server: TcpStream, state: watch::Receiver<State>) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let cuts = state.borrow().cuts;

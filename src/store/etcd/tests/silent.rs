@@ -38,7 +38,9 @@ impl Ways {
         });
         let made = futures_util::future::select_all(waiting.collect::<Vec<_>>());
         async move {
-            tokio::time::timeout(Duration::from_secs(30), made).await.expect("it stays where it was");
+            tokio::time::timeout(Duration::from_secs(30), made)
+                .await
+                .expect("it stays where it was");
         }
     }
 }

@@ -148,6 +148,27 @@ async fn one_that_only_goes_on_is_taken_for_what_it_is() {
     assert!(engine.prove_contact().await);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_while_an_adoption_ends_takes_it_for_its_own_work() {
+    let etcd = Etcd::start();
+    let settings = etcd.settings();
+    count_up(&settings, 1).await;
+    let new_log = LogId::from_bytes([9; 16]);
+    let adopted = EtcdEngine::adopt(settings.clone(), new_log, entropy()).await.unwrap();
+    // As if it was written, and the answer not yet there.
+    let meta = Meta { standing: Standing::Whole, ..adopted.meta };
+    adopted.core.next_meta.set(meta.encode()).unwrap();
+    let (core, deadline) = (&adopted.core, adopted.core.deadline());
+    let known = core.meta_changed.load(Ordering::Relaxed);
+    meta::write(&core.client, &core.keys, &meta, known, deadline).await.unwrap().unwrap();
+    adopted.commit(count(b"c")).await.unwrap();
+    assert!(adopted.prove_contact().await);
+    // Another's work it does not take for its own.
+    EtcdRecords::take(settings).await.unwrap();
+    assert!(adopted.commit(count(b"c")).await.is_err());
+    assert!(!adopted.prove_contact().await);
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
