@@ -114,6 +114,7 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
         Ok(member) => member,
         Err(error) => return Ended::Cut(error.to_string()),
     };
+    let mut silences = member.silences();
     let begun = timeout(core.client.request_timeout(), begin(core, member, *next)).await;
     let mut stream = match begun {
         Ok(Ok(stream)) => stream,
@@ -136,7 +137,7 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
         let message = tokio::select! {
             message = stream.message() => message,
             () = behind => return Ended::Cut("it is behind".to_owned()),
-            () = fell_silent(&core.client, number, member) => {
+            () = fell_silent(&core.client, number, &mut silences) => {
                 return Ended::Cut("its member is silent".to_owned());
             }
             () = sleep(core.client.request_timeout()), if !created => {
@@ -183,9 +184,13 @@ pub(super) const fn patience(request_timeout: Duration, told: bool) -> Duration 
 
 /// Ends when a member is found to be silent, and there is another to go to. Where there is none, a watch goes
 /// on: it may be that all are slow.
-pub(super) async fn fell_silent(client: &Client, number: usize, member: &Member) {
-    loop {
-        member.falls_silent().await;
+pub(super) async fn fell_silent(
+    client: &Client,
+    number: usize,
+    silences: &mut tokio::sync::watch::Receiver<Option<Instant>>,
+) {
+    // Who sends them lives as long as the client.
+    while silences.changed().await.is_ok() {
         if client.has_better_than(number) {
             return;
         }

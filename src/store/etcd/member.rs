@@ -94,10 +94,9 @@ impl Member {
         self.silent.borrow().is_some_and(|at| at.elapsed() < QUIET)
     }
 
-    /// Ends when it is found to be silent from now on.
-    pub(super) async fn falls_silent(&self) {
-        // The one who sends lives as long as this.
-        _ = self.silent.subscribe().changed().await;
+    /// Tells each time that it is found to be silent from now on.
+    pub(super) fn silences(&self) -> watch::Receiver<Option<Instant>> {
+        self.silent.subscribe()
     }
 
     /// A connection of its own, made when it is first used.

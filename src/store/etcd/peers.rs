@@ -159,6 +159,7 @@ impl EtcdBoard {
         // Nobody hears it only when nobody follows any more.
         _ = changes.send(Change::All(all));
         let (number, member) = (member, core.client.member(member)?);
+        let mut silences = member.silences();
         let begun = timeout(core.client.request_timeout(), self.watch(member, revision + 1)).await;
         let mut watch = begun.map_err(|_| {
             member.is_silent();
@@ -167,7 +168,7 @@ impl EtcdBoard {
         loop {
             let message = tokio::select! {
                 message = watch.message() => message.map_err(|status| meaning(&status))?,
-                () = fell_silent(&core.client, number, member) => {
+                () = fell_silent(&core.client, number, &mut silences) => {
                     return Err(CallError::Unknown("its member is silent".to_owned()));
                 }
             };
