@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use tonic::transport::Endpoint;
-
-use super::args::Global;
-use super::connection::{authentication, endpoint};
+use super::args::{Global, settings};
+use super::connection::{authentication, upstream};
 use super::failure::Failure;
 use super::files::{ClientCredentials, read_json};
 use super::output::{self, Output};
 use super::serve::ServeError;
+use crate::client::upstream::Upstream;
 use crate::config::sidecar::{SidecarConfig, load};
 use crate::config::{self, Sources};
 use crate::pb::v1::ClientAuthentication;
@@ -118,7 +117,7 @@ pub(super) struct Sidecar {
 /// How a sidecar reaches its server, and who it is there.
 pub struct SidecarLink {
     /// The server, certificates included.
-    pub server: Endpoint,
+    pub server: Upstream,
     /// The client, when its certificate does not say.
     pub client: Option<ClientAuthentication>,
 }
@@ -151,7 +150,7 @@ impl Sidecar {
             let text = "say who the sidecar is: --credentials FILE, or --cert and --key";
             return Err(Failure::Usage(text.into()));
         }
-        let server = endpoint(global)?;
+        let server = upstream(global)?;
         let link = SidecarLink { server, client: credentials.as_ref().map(authentication) };
         sidecar(config, link).await.map_err(|error| Failure::Other(error.to_string()))
     }
@@ -191,16 +190,7 @@ impl Sidecar {
             ("--log-format", "log.format", log_format),
             ("--log-level", "log.level", log_level),
         ];
-        let set = set.into_iter().map(|text| match text.split_once('=') {
-            Some((key, value)) => (format!("--set {key}"), key.to_owned(), value.to_owned()),
-            // Without a dot it is reported with the rest of the mistakes.
-            None => ("--set".into(), String::new(), String::new()),
-        });
-        let flags = named
-            .into_iter()
-            .filter_map(|(flag, key, value)| Some((flag.into(), key.into(), value?)))
-            .chain(set)
-            .collect();
+        let flags = settings(named, set);
         let sources =
             Sources { dev: false, file: rules, environment: config::environment(), flags };
         Ok(load(&sources, issuer)?)
