@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::password::{HashParams, PasswordPolicy, Pepper, PoolSettings};
 use crate::service::Settings;
 use crate::store::codec::SCHEMA_VERSION;
+use crate::store::etcd::{EtcdSettings, SEEN_FILE};
 use crate::store::sled::SledSettings;
 use crate::telemetry::{self, TelemetryError, Traces};
 
@@ -201,7 +202,9 @@ pub fn options(config: &Config, encryption_key: SecretText) -> Result<Options, S
 
 fn store_options(config: &Config) -> StoreOptions {
     if let Some(url) = &config.store.url {
-        return StoreOptions::Etcd(Box::new(etcd::settings(url, &config.etcd)));
+        let seen_file = Some(config.data_dir().join(SEEN_FILE));
+        let settings = etcd::settings(url, &config.etcd);
+        return StoreOptions::Etcd(Box::new(EtcdSettings { seen_file, ..settings }));
     }
     let settings = SledSettings {
         cache_bytes: config.store.cache_bytes.0,

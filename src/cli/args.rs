@@ -71,18 +71,6 @@ pub(super) fn proto_duration(duration: Duration) -> prost_types::Duration {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_are_words() {
-        assert_eq!(reason("logout"), Ok(RevocationReason::Logout));
-        assert_eq!(reason("credential-compromised"), Ok(RevocationReason::CredentialCompromised));
-        assert!(reason("unspecified").unwrap_err().contains("external_signal"));
-    }
-}
-
 /// What a file of settings is overridden by: flags with a name of their own, and each `--set`, with what
 /// to call it in a complaint, its key and its value.
 pub(super) fn settings<const N: usize>(
@@ -96,4 +84,16 @@ pub(super) fn settings<const N: usize>(
         None => ("--set".to_owned(), String::new(), String::new()),
     });
     named.map(|(flag, key, value)| (flag.to_owned(), key.to_owned(), value)).chain(set).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_words() {
+        assert_eq!(reason("logout"), Ok(RevocationReason::Logout));
+        assert_eq!(reason("credential-compromised"), Ok(RevocationReason::CredentialCompromised));
+        assert!(reason("unspecified").unwrap_err().contains("external_signal"));
+    }
 }

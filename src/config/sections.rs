@@ -40,8 +40,8 @@ section! {
         drain_delay: Duration = secs(0),
         /// How long calls may go on after that, before they are cut.
         drain_timeout: Duration = secs(20),
-        /// With store.url, a directory for what this replica writes to files: addresses.json, and
-        /// admin-client.json if it is the one that makes the first admin client.
+        /// With store.url, a directory for what this replica writes to files: addresses.json; etcd-seen.json,
+        /// how far etcd was, by which it notices one that went back; and admin-client.json if it is the one that makes the first admin client.
         files_dir: PathBuf = "avouch-data".into(),
         /// A file with the credentials of the first admin client, JSON with client_id and client_secret, which
         /// the first start registers. Without it that start makes a secret and writes admin-client.json.
@@ -229,7 +229,7 @@ section! {
         first_bytes_timeout: Duration = secs(5),
         /// How long a request's body may take to arrive.
         request_body_timeout: Duration = secs(10),
-        /// How long a call may take until the head of its response.
+        /// How long a call may take until the head of its response. A Revoke that waits may take as much longer.
         request_timeout: Duration = secs(10),
         /// How long output may wait for a peer that takes none of it.
         write_stall_timeout: Duration = secs(30),

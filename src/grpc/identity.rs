@@ -11,6 +11,7 @@ use super::status;
 use crate::domain::event::{Initiator, Reason};
 use crate::domain::secret::SecretText;
 use crate::domain::session::Device;
+use crate::listen::deadline::MoreTime;
 use crate::pb::v1::{self as pb, authenticate_request, revoke_request};
 use crate::service::{Service, authenticate, refresh, revoke};
 
@@ -100,6 +101,10 @@ impl pb::identity_service_server::IdentityService for Identity {
         let mut fields = Fields::default();
         let request = revocation_request(&mut fields, message);
         let request = fields.finish(request)?;
+        // The wait is the caller's wish, and no part of what the server grants a call.
+        if let (Some(more), Some(wait)) = (extensions.get::<MoreTime>(), request.wait) {
+            more.allow(wait);
+        }
         let outcome =
             self.service.revoke(&caller, request, &origin).await.map_err(status::revoke)?;
         Ok(Response::new(pb::RevokeResponse {

@@ -4,13 +4,14 @@
 //! DEADLINE_EXCEEDED, and applies a deadline that the client named to the whole of a stream.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -28,6 +29,9 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// would run a call for which the client will not wait, so it is INVALID_ARGUMENT. The
 /// specification wants the value positive; zero is what some clients send for a deadline that has
 /// passed, and gets DEADLINE_EXCEEDED.
+///
+/// Who was asked to wait for something says so by [`MoreTime`], which each request has with it: then the
+/// server's limit is later by as much. What the client wants stays.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     server: Duration,
@@ -37,6 +41,17 @@ impl Deadline {
     /// With the server's own limit.
     pub fn new(server: Duration) -> Self {
         Self { server }
+    }
+}
+
+/// In the extensions of a request: how much longer than the server's limit it may take.
+#[derive(Clone, Debug, Default)]
+pub struct MoreTime(Arc<OnceLock<Duration>>);
+
+impl MoreTime {
+    /// Lets the call take longer by this. Only the first time counts.
+    pub fn allow(&self, more: Duration) {
+        _ = self.0.set(more);
     }
 }
 
@@ -75,7 +90,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let client = match client_timeout(request.headers()) {
             Ok(Some(Duration::ZERO)) => Err(Refusal::TooLate),
             other => other,
@@ -85,9 +100,13 @@ where
             Err(refusal) => return DeadlineFuture { state: State::Refused { refusal } },
         };
         let stream = client.map(|client| Box::pin(sleep_until(after(client))));
-        let head = sleep_until(after(client.map_or(self.server, |client| client.min(self.server))));
+        let (server, latest) = (after(self.server), client.map(after));
+        let head = sleep_until(latest.map_or(server, |latest| latest.min(server)));
+        let more = MoreTime::default();
+        request.extensions_mut().insert(more.clone());
         let call = self.inner.call(request);
-        DeadlineFuture { state: State::Running { call, head, stream } }
+        let more = Some((server, more));
+        DeadlineFuture { state: State::Running { call, head, more, latest, stream } }
     }
 }
 
@@ -110,6 +129,10 @@ pin_project! {
             call: F,
             #[pin]
             head: Sleep,
+            // The server's limit, until it was looked at whether that is later.
+            more: Option<(Instant, MoreTime)>,
+            // The client's.
+            latest: Option<Instant>,
             stream: Option<Pin<Box<Sleep>>>,
         },
     }
@@ -125,13 +148,18 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let refusal = match self.project().state.project() {
             StateProjection::Refused { refusal } => *refusal,
-            StateProjection::Running { call, head, stream } => {
+            StateProjection::Running { call, mut head, more, latest, stream } => {
                 if let Poll::Ready(answer) = call.poll(cx) {
                     let deadline = stream.take();
                     let limit = |inner| DeadlineBody { inner, deadline, ended: false };
                     return Poll::Ready(answer.map(|response| response.map(limit)));
                 }
-                ready!(head.poll(cx));
+                ready!(head.as_mut().poll(cx));
+                let allowed = more.take().and_then(|(server, more)| Some(server + *more.0.get()?));
+                if let Some(allowed) = allowed {
+                    head.as_mut().reset(latest.map_or(allowed, |latest| latest.min(allowed)));
+                    ready!(head.poll(cx));
+                }
                 Refusal::TooLate
             }
         };
@@ -224,7 +252,7 @@ mod tests {
     use bytes::Bytes;
     use futures_util::StreamExt as _;
     use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
-    use tokio::time::{Instant, sleep};
+    use tokio::time::sleep;
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
@@ -268,6 +296,30 @@ mod tests {
             assert!(response.headers().contains_key("grpc-status-details-bin"));
             assert_eq!(start.elapsed().as_secs(), seconds, "{timeout:?}");
             assert!(response.into_body().is_end_stream(), "trailers only");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_what_it_was_asked_to_has_as_much_more_time() {
+        for (takes, timeout, ends, in_time) in [
+            (29, None, 29, true),
+            (41, None, 40, false),
+            (29, Some("12S"), 12, false),
+            (29, Some("3S"), 3, false),
+            (29, Some("1H"), 29, true),
+        ] {
+            let service = service_fn(move |request: Request<()>| async move {
+                let more = request.extensions().get::<MoreTime>().expect("it is there");
+                more.allow(Duration::from_secs(30));
+                sleep(Duration::from_secs(takes)).await;
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"answer"))))
+            });
+            let start = Instant::now();
+            let service = Deadline::new(Duration::from_secs(10)).layer(service);
+            let Ok(response) = service.oneshot(request(timeout)).await;
+            let late = (!in_time).then_some("4");
+            assert_eq!(status(response.headers()), late, "{takes} {timeout:?}");
+            assert_eq!(start.elapsed().as_secs(), ends, "{takes} {timeout:?}");
         }
     }
 

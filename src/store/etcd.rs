@@ -9,7 +9,8 @@
 //!   of this replica has told of it, so what follows on this replica knows of it.
 //! * `prove_contact` asks etcd how far the log has come and is true once the watch has come as far. A
 //!   replica that is cut off, or whose watch is, proves nothing.
-//! * Whose records these are stands in one of them: `meta.rs`.
+//! * Whose records these are stands in one of them: `meta.rs`. Whether etcd went back to an older state
+//!   shows in how far its own log is: `raft.rs`, `looking.rs`, `seen.rs`.
 //!
 //! No record has a lease. When a record is over is decided by avouch's time, which never runs backwards;
 //! a lease would be over by the time of the leader of the moment, and begins anew with the next. What
@@ -17,12 +18,12 @@
 //!
 //! That etcd is away is never the end: calls get [`StoreError::Unavailable`] while it lasts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -33,9 +34,10 @@ use self::core::{Core, Counters, Fence};
 use self::keys::{FENCES, Keys, unstamped};
 use self::locks::Locks;
 use self::log::Log;
+use self::looking::Looking;
 use self::meta::{Claim, Meta, Standing};
 use self::request::range_of_one;
-pub use self::settings::{EtcdLogin, EtcdSettings, EtcdTls};
+pub use self::settings::{EtcdLogin, EtcdSettings, EtcdTls, SEEN_FILE};
 use self::view::Trust;
 use super::backup::{Capture, CaptureError};
 use super::board::Board;
@@ -57,14 +59,17 @@ mod feed;
 pub(in crate::store) mod keys;
 mod locks;
 mod log;
+mod looking;
 mod member;
 pub(in crate::store) mod meta;
 pub mod moving;
 pub(in crate::store) mod pb;
 mod peers;
+mod raft;
 mod request;
 mod resolve;
 pub mod restore;
+mod seen;
 mod settings;
 mod socket;
 mod txn;
@@ -72,9 +77,6 @@ mod view;
 
 #[cfg(test)]
 mod tests;
-
-/// How often a member is asked how it is doing.
-const STATUS_EVERY: Duration = Duration::from_secs(5);
 
 /// How many records of a kind one transaction sweeps: three operations for each, of the 128 that etcd
 /// takes.
@@ -126,16 +128,22 @@ impl EtcdEngine {
         claim: Claim,
     ) -> Result<Self, OpenError> {
         let place = settings.place();
-        let away = |error: CallError| match error {
-            CallError::Replaced(what) => OpenError::Replaced { place: place.clone(), what },
-            error => OpenError::Unreachable { place: place.clone(), what: error.to_string() },
-        };
+        let away = |error: CallError| meta::not_opened(place.clone(), error);
         let [first] = entropy.bytes::<1>();
         let client = Client::new(&settings, usize::from(first));
         let keys = Keys::new(&settings.prefix);
         let deadline = Instant::now() + settings.deadline;
         let (meta, meta_changed) =
             meta::claim(&client, &keys, &settings, new_log_id, claim, deadline).await?;
+        let known = settings.seen_file.as_deref().and_then(|path| seen::read(path, meta.log_id));
+        let proved = match claim {
+            Claim::Open => raft::prove(&client, &keys, known.as_ref(), deadline).await,
+            Claim::Adopt => raft::look(&client, &keys, deadline).await,
+        };
+        let mut look = proved.map_err(away)?;
+        if look.mark.is_none() || claim == Claim::Adopt {
+            look = raft::begin(&client, &keys, deadline).await.map_err(away)?;
+        }
         let [random] = entropy.bytes::<1>();
         let number = random % FENCES;
         let ranges = vec![range_of_one(keys.fence(number)), range_of_one(keys.at(TIME_KEY))];
@@ -152,10 +160,12 @@ impl EtcdEngine {
             locks: Locks::new(),
             entropy,
             meta_changed: AtomicI64::new(meta_changed),
+            next_meta: OnceLock::new(),
             fence: Fence { number, changed: AtomicI64::new(fence), moving: Mutex::new(()) },
             failed: watch::Sender::new(None),
             closed: AtomicBool::new(false),
             missed: watch::Sender::new(0),
+            cut: Notify::new(),
             counters: Counters::default(),
             settings,
         });
@@ -164,10 +174,11 @@ impl EtcdEngine {
             core.cache.learn(core.keys.at(TIME_KEY).into(), core.known(found, revision));
         }
         let read = feed::load(&core).await.map_err(away)?;
-        core.look_at_member().await;
+        let known = look.known().ok_or_else(|| away(CallError::Unknown("no mark".to_owned())))?;
+        let looking = Looking::new(&core, meta.log_id, known, &look);
         let tasks = vec![
             tokio::spawn(feed::follow(Arc::clone(&core), usize::from(first), read + 1)),
-            tokio::spawn(look_at_members(Arc::clone(&core))),
+            tokio::spawn(looking.go_on(Arc::clone(&core))),
         ];
         let time_floor = Timestamp::from_millis(time.unwrap_or_default());
         Ok(Self { core, meta, time_floor, tasks, capturing: Capturing::default() })
@@ -180,12 +191,14 @@ impl EtcdEngine {
     pub async fn finish_adoption(&self) -> Result<(), StoreError> {
         let core = &self.core;
         let meta = Meta { standing: Standing::Whole, ..self.meta };
+        // Before it is there: who compares the record meanwhile is to take it for this engine's own work.
+        _ = core.next_meta.set(meta.encode());
         let known = core.meta_changed.load(Ordering::Relaxed);
         let written = meta::write(&core.client, &core.keys, &meta, known, core.deadline()).await?;
         let changed = written.ok_or_else(|| {
             StoreError::Unavailable("somebody else adopted the same records".to_owned())
         })?;
-        core.meta_changed.store(changed, Ordering::Relaxed);
+        core.meta_changed.fetch_max(changed, Ordering::Relaxed);
         Ok(())
     }
 
@@ -208,19 +221,6 @@ impl EtcdEngine {
 }
 
 impl Core {
-    async fn look_at_member(&self) {
-        let deadline = Instant::now() + self.client.request_timeout();
-        match self.client.status(deadline).await {
-            Ok(status) => {
-                let bytes = u64::try_from(status.db_size).unwrap_or_default();
-                self.counters.db_bytes.store(bytes, Ordering::Relaxed);
-                let low = status.errors.iter().any(|error| error.contains("NOSPACE"));
-                self.counters.low_space.store(low, Ordering::Relaxed);
-            }
-            Err(error) => self.note(&error),
-        }
-    }
-
     async fn prove_contact(&self) -> bool {
         if self.closed.load(Ordering::Acquire) || self.failure().is_some() {
             return false;
@@ -246,13 +246,6 @@ impl Core {
         let head = found.last().and_then(|found| found.kvs.first());
         let head = head.map_or(0, |kv| kv.mod_revision);
         self.failure().is_none() && self.hears_of(head, deadline).await
-    }
-}
-
-async fn look_at_members(core: Arc<Core>) {
-    loop {
-        tokio::time::sleep(STATUS_EVERY).await;
-        core.look_at_member().await;
     }
 }
 

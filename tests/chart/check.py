@@ -889,7 +889,8 @@ class Program(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         for number, (process, addresses) in enumerate(servers):
             self.assertEqual(listed(addresses), ["admin", "web"])
-            self.assertEqual([it.name for it in (home / f"{number}/var").iterdir()], ["addresses.json"])
+            kept = sorted(it.name for it in (home / f"{number}/var").iterdir() if not it.name.endswith(".new"))
+            self.assertEqual(kept, ["addresses.json", "etcd-seen.json"])
         done = self.run_program("client", "create", "backup", "--audience", "avouch", "--grant", "admin", "--json",
                                 "--credentials", given, "--server", f"http://{servers[1][1]['grpc']}", env={})
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -1,9 +1,11 @@
 //! Revoke: who may take back what, and what comes of it (design.md, invariants 4 and 7).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use avouch::domain::caller::{Grant, Right};
 use avouch::domain::client::Client;
+use avouch::domain::clock::ManualClock;
 use avouch::domain::event::{Initiator, Reason, Target as Ended};
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::revoke_request::Target;
@@ -11,7 +13,9 @@ use avouch::pb::v1::watch_revocations_response::Frame;
 use avouch::service::journal::Happening;
 use tonic::Code;
 
-use crate::harness::{Server, assert_refused, bearer, client, reason, wrong_fields};
+use crate::harness::{
+    NOW, Server, assert_refused, bearer, client, memory, options, reason, wrong_fields,
+};
 
 struct Bench {
     server: Server,
@@ -23,7 +27,10 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let server = Server::start().await;
+        Self::on(Server::start().await).await
+    }
+
+    async fn on(server: Server) -> Self {
         let app = server.first_party("app").await;
         let operator = server.powerful("operator").await;
         let subject = server.add_user("ada").await.to_string();
@@ -433,6 +440,25 @@ async fn watch(bench: &Bench, acknowledge: bool) -> tokio::task::JoinHandle<()> 
             }
         }
     })
+}
+
+/// What a call may take is not for the wait, which is the caller's wish.
+#[tokio::test]
+async fn a_revoke_may_wait_for_longer_than_a_call_may_take() {
+    let mut options = options(memory());
+    options.request_timeout = Duration::from_secs(5);
+    let bench = Bench::on(Server::with(options, Arc::new(ManualClock::new(NOW))).await).await;
+    let silent = watch(&bench, false).await;
+    let request = pb::RevokeRequest {
+        client: Some(bench.operator.clone()),
+        target: Some(Target::SessionId(bench.tokens.session_id.clone())),
+        wait: Some(prost_types::Duration { seconds: 6, nanos: 0 }),
+        ..Default::default()
+    };
+    let answer = bench.server.identity().revoke(request).await.expect("OK").into_inner();
+    let result = answer.wait_result.expect("it waited");
+    assert_eq!((result.watchers_connected, result.complete), (1, false));
+    silent.abort();
 }
 
 #[tokio::test]

@@ -174,7 +174,7 @@ spec:
         {{- end }}
   volumes:
     {{- if eq .Values.engine "etcd" }}
-    # The state is in etcd: here is where the server listens, and nothing else.
+    # The state is in etcd: here is where the server listens and how far etcd was, and nothing else.
     - name: data
       emptyDir:
         sizeLimit: 16Mi

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::client::{CallError, Client};
 use super::keys::{EVENT, Keys, unstamped};
@@ -27,19 +27,33 @@ use crate::store::sled::{Packer, fingerprint};
 const PAGE: i64 = 8_000;
 /// How many pages wait for a slow reader. The revision does not wait: see [`CaptureError::Compacted`].
 const PAGES_AHEAD: usize = 8;
+/// The least that is asked for at a time where pages do not come in time.
+const LEAST: i64 = 16;
+/// How long one try of a page may take at most.
+const LONGEST: Duration = Duration::from_secs(10);
+/// How long to wait before a page is asked for again.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long a page may take, with all that are asked for it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that begins in one way as of one revision, in the order of the keys, part by part. A range
 /// with a limit would be no page: to say whether there is more, etcd walks its index to the end of the
 /// range each time. So the keys are parted by what they begin with, until a part is small.
+///
+/// What does not come in time is asked for again, half as much of it, and with twice the time: on a slow
+/// way, or of a slow member, no page of a fixed size would ever come within a fixed time.
 pub(super) struct Pages<'a> {
     client: &'a Client,
     parts: Vec<Part>,
     revision: i64,
+    /// How many records are read at a time.
+    size: i64,
+    /// How long that may take.
+    patience: Duration,
 }
 
 /// Keys that are still to be read.
+#[derive(Clone)]
 enum Part {
     /// This one.
     One(Vec<u8>),
@@ -72,38 +86,51 @@ impl<'a> Pages<'a> {
     /// Of the keys that begin so, which are so many, or fewer.
     pub(super) fn beneath(client: &'a Client, at: Vec<u8>, count: i64, revision: i64) -> Self {
         let parts = if count > 0 { vec![Part::Beneath(at, count)] } else { Vec::new() };
-        Self { client, parts, revision }
+        Self { client, parts, revision, size: PAGE, patience: client.request_timeout() }
     }
 
     /// The next keys; none after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, CallError> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            let ranges = self.page();
-            if !ranges.is_empty() {
-                let found = self.read(ranges).await?;
-                let kvs: Vec<_> = found.into_iter().flat_map(|found| found.kvs).collect();
-                if !kvs.is_empty() {
-                    return Ok(Some(kvs));
+            let page = self.page();
+            if page.is_empty() {
+                match self.parts.pop() {
+                    Some(Part::Beneath(at, _) | Part::One(at)) => self.split(at).await?,
+                    None => return Ok(None),
                 }
                 continue;
             }
-            match self.parts.pop() {
-                Some(Part::Beneath(at, _) | Part::One(at)) => self.split(at).await?,
-                None => return Ok(None),
+            let ranges = page.iter().cloned().map(|part| self.at(part.range())).collect();
+            match self.client.long_ranges(ranges, self.patience).await {
+                Ok(found) => {
+                    let kvs: Vec<_> = found.into_iter().flat_map(|found| found.kvs).collect();
+                    if !kvs.is_empty() {
+                        return Ok(Some(kvs));
+                    }
+                }
+                Err(CallError::Unknown(why)) if Instant::now() < deadline => {
+                    self.parts.extend(page.into_iter().rev());
+                    self.size = (self.size / 2).max(LEAST);
+                    self.patience = (self.patience * 2).min(LONGEST.max(self.patience));
+                    tracing::debug!(why, size = self.size, "a page is read again, with less in it");
+                    sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
 
     /// The parts that come next, as many as make a page.
-    fn page(&mut self) -> Vec<RangeRequest> {
-        let (mut ranges, mut room) = (Vec::new(), PAGE);
-        while ranges.len() < MAX_OPS
+    fn page(&mut self) -> Vec<Part> {
+        let (mut page, mut room) = (Vec::new(), self.size);
+        while page.len() < MAX_OPS
             && let Some(part) = self.parts.pop_if(|part| part.count() <= room)
         {
             room -= part.count();
-            ranges.push(part.range());
+            page.push(part);
         }
-        ranges
+        page
     }
 
     async fn split(&mut self, at: Vec<u8>) -> Result<(), CallError> {
@@ -120,9 +147,12 @@ impl<'a> Pages<'a> {
     }
 
     async fn read(&self, ranges: Vec<RangeRequest>) -> Result<Vec<RangeResponse>, CallError> {
-        let at = |range| RangeRequest { revision: self.revision, ..range };
-        let ranges = ranges.into_iter().map(at).collect();
+        let ranges = ranges.into_iter().map(|range| self.at(range)).collect();
         Ok(self.client.ranges(ranges, Instant::now() + PATIENCE).await?.0)
+    }
+
+    fn at(&self, range: RangeRequest) -> RangeRequest {
+        RangeRequest { revision: self.revision, ..range }
     }
 }
 

@@ -99,14 +99,25 @@ impl Client {
         self.seen.load(Ordering::Acquire)
     }
 
+    /// The member that is asked.
+    #[cfg(test)]
+    pub(super) fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
     /// How long one call may take.
     pub(super) const fn request_timeout(&self) -> Duration {
         self.request_timeout
     }
 
-    /// The members, and the token to show them.
-    pub(super) fn members(&self) -> (&[Member], &Token) {
-        (&self.members, &self.token)
+    /// What is shown to members.
+    pub(super) const fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Until when one try waits.
+    fn one_try(&self, deadline: Instant) -> Instant {
+        deadline.min(Instant::now() + self.request_timeout)
     }
 
     /// Carries out a transaction once. On [`CallError::Unknown`] it may have happened, or still
@@ -116,12 +127,13 @@ impl Client {
         txn: TxnRequest,
         deadline: Instant,
     ) -> Result<TxnResponse, CallError> {
-        self.send(&Encoded::of(&txn), deadline).await
+        self.send(&Encoded::of(&txn), self.one_try(deadline)).await
     }
 
-    async fn send(&self, txn: &Encoded, deadline: Instant) -> Result<TxnResponse, CallError> {
+    async fn send(&self, txn: &Encoded, until: Instant) -> Result<TxnResponse, CallError> {
         let floor = self.seen();
-        let answer = self.call(deadline, |channel, metadata| txn.send(channel, metadata)).await?;
+        let answer =
+            self.call_within(until, |channel, metadata| txn.send(channel, metadata)).await?;
         self.check(answer.header.as_ref(), floor)?;
         Ok(answer)
     }
@@ -135,7 +147,7 @@ impl Client {
         let txn = Encoded::of(&txn);
         let mut pause = Duration::from_millis(2);
         loop {
-            match self.send(&txn, deadline).await {
+            match self.send(&txn, self.one_try(deadline)).await {
                 Err(CallError::Unknown(_)) if Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));
@@ -152,13 +164,20 @@ impl Client {
         ranges: Vec<RangeRequest>,
         deadline: Instant,
     ) -> Result<(Vec<RangeResponse>, i64), CallError> {
-        let success = ranges
-            .into_iter()
-            .map(|range| RequestOp { request: Some(Op::RequestRange(range)) })
-            .collect();
-        let answer = self.txn(TxnRequest { success, ..TxnRequest::default() }, deadline).await?;
+        let answer = self.txn(reads(ranges), deadline).await?;
         let revision = revision_of(&answer);
         Ok((found(answer), revision))
+    }
+
+    /// As [`Client::ranges`], but it asks once, and waits this long for what may be a long answer on a slow
+    /// way.
+    pub(super) async fn long_ranges(
+        &self,
+        ranges: Vec<RangeRequest>,
+        patience: Duration,
+    ) -> Result<Vec<RangeResponse>, CallError> {
+        let txn = Encoded::of(&reads(ranges));
+        self.send(&txn, Instant::now() + patience).await.map(found)
     }
 
     /// How a member is doing.
@@ -175,9 +194,30 @@ impl Client {
         Ok(answer)
     }
 
-    /// Goes on with the next member, if this one is still the one that is asked.
+    /// The member after this one, past those that were silent of late unless all were.
+    pub(super) fn after(&self, index: usize) -> usize {
+        let count = self.members.len().max(1);
+        let others = (1..=count).map(|step| index.wrapping_add(step) % count);
+        let heard = |index: &usize| self.members.get(*index).is_some_and(|it| !it.was_silent());
+        others.clone().find(heard).unwrap_or_else(|| index.wrapping_add(1) % count)
+    }
+
+    /// Whether another than this member may be asked that was not silent of late.
+    pub(super) fn has_better_than(&self, index: usize) -> bool {
+        let count = self.members.len().max(1);
+        let next = self.after(index);
+        next != index % count && self.members.get(next).is_some_and(|next| !next.was_silent())
+    }
+
+    /// The member of this number, or whatever is left of it.
+    pub(super) fn member(&self, index: usize) -> Result<&Member, CallError> {
+        let member = self.members.get(index % self.members.len().max(1));
+        member.ok_or_else(|| CallError::Refused("no member is named".to_owned()))
+    }
+
+    /// Goes on with another member, if this one is still the one that is asked.
     fn leave(&self, index: usize) {
-        let next = (index + 1) % self.members.len().max(1);
+        let next = self.after(index);
         _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -189,17 +229,32 @@ impl Client {
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
-        let until = deadline.min(Instant::now() + self.request_timeout);
+        self.call_within(self.one_try(deadline), ask).await
+    }
+
+    async fn call_within<T, F>(
+        &self,
+        until: Instant,
+        ask: impl Fn(Channel, tonic::metadata::MetadataMap) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let began = Instant::now();
         let mut logged_in = false;
         loop {
             let index = self.current.load(Ordering::Relaxed);
-            let member = self
-                .members
-                .get(index)
-                .ok_or_else(|| CallError::Refused("no member is named".to_owned()))?;
+            let member = self.member(index)?;
             self.calls.fetch_add(1, Ordering::Relaxed);
+            let connection = match member.channel() {
+                Ok(connection) => connection,
+                Err(why) => {
+                    self.leave(index);
+                    return Err(CallError::Unknown(why));
+                }
+            };
             let asked = timeout_at(until, async {
-                let channel = member.channel().map_err(CallError::Unknown)?;
+                let channel = connection.channel.clone();
                 let token = self.token.shown_to(&channel).await?;
                 let answer = ask(channel, super::member::metadata(token.as_ref())).await;
                 Ok((token, answer))
@@ -212,6 +267,14 @@ impl Client {
                     return Err(error);
                 }
                 Err(_) => {
+                    // Who has less time than others says nothing of the member, and who has more has
+                    // asked for what takes long.
+                    if until <= began + self.request_timeout
+                        && began.elapsed() >= self.request_timeout / 2
+                    {
+                        member.is_silent();
+                        member.forget(&connection);
+                    }
                     self.leave(index);
                     return Err(CallError::Unknown("no answer in time".to_owned()));
                 }
@@ -224,10 +287,14 @@ impl Client {
             }
             let error = meaning(&status);
             if matches!(error, CallError::Unknown(_)) {
-                self.leave(index);
                 if status.code() == Code::Unavailable {
-                    member.forget();
+                    // It could not be connected to for as long.
+                    if began.elapsed() >= self.request_timeout / 2 {
+                        member.is_silent();
+                    }
+                    member.forget(&connection);
                 }
+                self.leave(index);
             }
             return Err(error);
         }
@@ -260,6 +327,12 @@ impl Client {
         self.seen.fetch_max(header.revision, Ordering::AcqRel);
         Ok(())
     }
+}
+
+/// A transaction that reads.
+fn reads(ranges: Vec<RangeRequest>) -> TxnRequest {
+    let read = |range| RequestOp { request: Some(Op::RequestRange(range)) };
+    TxnRequest { success: ranges.into_iter().map(read).collect(), ..TxnRequest::default() }
 }
 
 /// The revision at which an answer was given.

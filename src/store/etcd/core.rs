@@ -1,10 +1,10 @@
 //! What the calls, the feed and the engine share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::Instant;
 
 use super::cache::{Cache, Known};
@@ -37,12 +37,16 @@ pub(super) struct Core {
     pub(super) entropy: Arc<dyn Entropy>,
     /// When `!meta` was last changed. While it stays so, these are the records that were opened.
     pub(super) meta_changed: AtomicI64,
+    /// What this engine makes of `!meta`, once an adoption ends.
+    pub(super) next_meta: OnceLock<Vec<u8>>,
     pub(super) fence: Fence,
     pub(super) failed: watch::Sender<Option<String>>,
     pub(super) closed: AtomicBool,
     /// The revision that somebody waited for in vain: where the watch has not told of it, another member
     /// is asked.
     pub(super) missed: watch::Sender<i64>,
+    /// The watch was cut. What is behind it may have been put back to an older state.
+    pub(super) cut: Notify,
     pub(super) counters: Counters,
 }
 
@@ -245,6 +249,10 @@ impl Core {
     /// Looks at what the branch that is taken on a conflict has read of the engine's own records.
     pub(super) fn look_at_own(&self, revision: i64, meta: &RangeResponse, fence: &RangeResponse) {
         let changed = |found: &RangeResponse| found.kvs.first().map_or(0, |kv| kv.mod_revision);
+        let is_next = |kv: &KeyValue| self.next_meta.get().is_some_and(|next| *kv.value == **next);
+        if meta.kvs.first().is_some_and(is_next) {
+            self.meta_changed.fetch_max(changed(meta), Ordering::Relaxed);
+        }
         if changed(meta) != self.meta_changed.load(Ordering::Relaxed) {
             self.fail(&format!(
                 "the records under {} were replaced or removed by revision {revision}",

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Streaming};
 
-use super::client::{CallError, meaning};
+use super::client::{CallError, Client, meaning};
 use super::core::Core;
 use super::keys::EVENT;
 use super::log::Placed;
-use super::member::metadata;
+use super::member::{Member, metadata};
 use super::pb::event::EventType;
 use super::pb::watch_client::WatchClient;
 use super::pb::watch_request::RequestUnion;
@@ -61,7 +61,8 @@ pub(super) async fn follow(core: Arc<Core>, mut member: usize, mut next: i64) {
             }
             Ended::Cut(why) => {
                 tracing::info!(why, member, "the watch was cut");
-                member = member.wrapping_add(1);
+                member = core.client.after(member);
+                core.cut.notify_one();
             }
         }
         if core.failure().is_some() {
@@ -108,18 +109,25 @@ pub(super) fn placed(kv: &KeyValue) -> Placed {
 }
 
 async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
+    let number = member;
+    let member = match core.client.member(number) {
+        Ok(member) => member,
+        Err(error) => return Ended::Cut(error.to_string()),
+    };
+    let mut silences = member.silences();
     let begun = timeout(core.client.request_timeout(), begin(core, member, *next)).await;
     let mut stream = match begun {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Ended::Cut(error.to_string()),
-        Err(_) => return Ended::Cut("it did not begin in time".to_owned()),
+        Err(_) => {
+            member.is_silent();
+            return Ended::Cut("it did not begin in time".to_owned());
+        }
     };
-    let mut created = false;
+    let (mut created, mut told) = (false, false);
     loop {
-        // One that has just begun, or tells of something, is given time: on a slow way it would else be
-        // cut again and again before it has told of anything.
         let behind = async {
-            sleep(2 * core.client.request_timeout()).await;
+            sleep(patience(core.client.request_timeout(), told)).await;
             let mut missed = core.missed.subscribe();
             let is_behind = |missed: &i64| {
                 u64::try_from(*missed).is_ok_and(|missed| missed > core.log.head().0)
@@ -129,7 +137,11 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
         let message = tokio::select! {
             message = stream.message() => message,
             () = behind => return Ended::Cut("it is behind".to_owned()),
+            () = fell_silent(&core.client, number, &mut silences) => {
+                return Ended::Cut("its member is silent".to_owned());
+            }
             () = sleep(core.client.request_timeout()), if !created => {
+                member.is_silent();
                 return Ended::Cut("it did not begin in time".to_owned());
             }
         };
@@ -137,9 +149,8 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
             Ok(Some(message)) => message,
             Ok(None) => return Ended::Cut("it ended".to_owned()),
             Err(status) => {
-                let (_, token) = core.client.members();
                 if super::member::Token::is_refused(&status) {
-                    token.forget_any();
+                    core.client.token().forget_any();
                 }
                 return Ended::Cut(meaning(&status).to_string());
             }
@@ -159,7 +170,30 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
         if message.canceled {
             return Ended::Cut(message.cancel_reason);
         }
+        told |= !message.events.is_empty();
         take(core, message, next);
+    }
+}
+
+/// For how long nobody may cut a watch for what it did not tell in time, from its last message on. On a slow
+/// way it would else be cut again and again, before it has told of anything. One that has told of something
+/// has shown that it does.
+pub(super) const fn patience(request_timeout: Duration, told: bool) -> Duration {
+    if told { request_timeout } else { request_timeout.saturating_mul(2) }
+}
+
+/// Ends when a member is found to be silent, and there is another to go to. Where there is none, a watch goes
+/// on: it may be that all are slow.
+pub(super) async fn fell_silent(
+    client: &Client,
+    number: usize,
+    silences: &mut tokio::sync::watch::Receiver<Option<Instant>>,
+) {
+    // Who sends them lives as long as the client.
+    while silences.changed().await.is_ok() {
+        if client.has_better_than(number) {
+            return;
+        }
     }
 }
 
@@ -188,13 +222,10 @@ fn take(core: &Core, message: WatchResponse, next: &mut i64) {
 
 async fn begin(
     core: &Core,
-    member: usize,
+    member: &Member,
     from: i64,
 ) -> Result<Streaming<WatchResponse>, CallError> {
-    let (members, token) = core.client.members();
-    let member = members
-        .get(member % members.len().max(1))
-        .ok_or_else(|| CallError::Refused("no member is named".to_owned()))?;
+    let token = core.client.token();
     let channel = member.connect().map_err(CallError::Unknown)?;
     let token = token.shown_to(&channel).await?;
     let (key, range_end) = core.keys.events();

@@ -6,6 +6,7 @@
 //! | that of an index entry | nothing |
 //! | `e` and sixteen random bytes | an event; etcd's revision of the key is the event's |
 //! | `!meta` | which log this is, and in which cluster it was begun |
+//! | `!raft` | how far etcd's own log had come when it was written; see `raft.rs` |
 //! | `!head` | a stamp; etcd's revision of the key is that of the newest event |
 //! | `!board/` and a name | a note of a replica, under a lease; see `peers.rs` |
 //! | `!fence/` and a number | a stamp; see `resolve.rs` |
@@ -77,6 +78,11 @@ impl Keys {
     /// Where the revision of the newest event is kept.
     pub(in crate::store) fn head(&self) -> Vec<u8> {
         self.at(b"!head")
+    }
+
+    /// Where it is kept how far etcd's own log has come.
+    pub(super) fn raft(&self) -> Vec<u8> {
+        self.at(b"!raft")
     }
 
     pub(super) fn fence(&self, number: u8) -> Vec<u8> {

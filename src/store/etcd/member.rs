@@ -1,9 +1,11 @@
 //! The connection to one member, and what is shown on it.
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
@@ -18,13 +20,33 @@ use super::socket::connect_lazy;
 const PING_EVERY: Duration = Duration::from_secs(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// For how long a member that said nothing is asked only if nobody else is left. A call that asks it takes
+/// as long as one may take.
+const QUIET: Duration = Duration::from_secs(30);
+
 /// One member.
 #[derive(Debug)]
 pub(super) struct Member {
     endpoint: String,
     tls: Option<EtcdTls>,
     connect_timeout: Duration,
-    channel: Mutex<Option<Channel>>,
+    connections: Mutex<Connections>,
+    /// When it last said nothing though it was asked.
+    silent: watch::Sender<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    /// How many were made.
+    count: u64,
+    current: Option<Connection>,
+}
+
+/// A connection that calls share.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    number: u64,
+    pub(super) channel: Channel,
 }
 
 impl Member {
@@ -35,24 +57,47 @@ impl Member {
             endpoint: if is_url { endpoint.to_owned() } else { format!("{scheme}://{endpoint}") },
             tls: settings.tls.clone(),
             connect_timeout: settings.request_timeout,
-            channel: Mutex::default(),
+            connections: Mutex::default(),
+            silent: watch::Sender::new(None),
         }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection that is shared by all calls.
-    pub(super) fn channel(&self) -> Result<Channel, String> {
-        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = &*channel {
-            return Ok(channel.clone());
+    pub(super) fn channel(&self) -> Result<Connection, String> {
+        let mut connections = self.connections();
+        if let Some(current) = &connections.current {
+            return Ok(current.clone());
         }
-        let new = self.connect()?;
-        *channel = Some(new.clone());
+        let channel = self.connect()?;
+        connections.count += 1;
+        let new = Connection { number: connections.count, channel };
+        connections.current = Some(new.clone());
         Ok(new)
     }
 
-    /// Makes the next call connect anew, with what the files hold then.
-    pub(super) fn forget(&self) {
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Makes the next call connect anew, with what the files hold then, unless one did so since this
+    /// connection was made.
+    pub(super) fn forget(&self, connection: &Connection) {
+        self.connections().current.take_if(|current| current.number == connection.number);
+    }
+
+    /// It was asked and said nothing. It is asked after others for a while, and watches leave it.
+    pub(super) fn is_silent(&self) {
+        self.silent.send_replace(Some(Instant::now()));
+    }
+
+    /// Whether it was silent of late.
+    pub(super) fn was_silent(&self) -> bool {
+        self.silent.borrow().is_some_and(|at| at.elapsed() < QUIET)
+    }
+
+    /// Tells each time that it is found to be silent from now on.
+    pub(super) fn silences(&self) -> watch::Receiver<Option<Instant>> {
+        self.silent.subscribe()
     }
 
     /// A connection of its own, made when it is first used.
@@ -148,7 +193,7 @@ impl Token {
         Ok(Some(token))
     }
 
-    fn token(&self) -> std::sync::MutexGuard<'_, Option<AsciiMetadataValue>> {
+    fn token(&self) -> MutexGuard<'_, Option<AsciiMetadataValue>> {
         self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,8 +3,8 @@
 //! An etcd that was restored from a snapshot, or that another was put in the place of, does not have
 //! what was acknowledged last, and nothing in it shows what is missing. A cluster has its id from its token
 //! and the URLs of its members, so one that was restored with others has a new id, and what is in it does
-//! not open. With the same ones it has its old id, and nothing here notices: `docs/operate.md` says so.
-//! `adopt` opens it under a new name of the log, so that no watcher takes it for the old one.
+//! not open. With the same ones it has its old id: `raft.rs` has what shows it then. `adopt` opens it
+//! under a new name of the log, so that no watcher takes it for the old one.
 
 use tokio::time::Instant;
 
@@ -44,6 +44,8 @@ pub(in crate::store) enum Standing {
     Restoring,
     /// They go on elsewhere, or are on their way there.
     Moved,
+    /// A replica found that etcd went back to an older state.
+    WentBack,
 }
 
 impl Standing {
@@ -53,6 +55,7 @@ impl Standing {
             Self::Adopting => 1,
             Self::Restoring => 2,
             Self::Moved => 3,
+            Self::WentBack => 4,
         }
     }
 
@@ -62,6 +65,7 @@ impl Standing {
             1 => Some(Self::Adopting),
             2 => Some(Self::Restoring),
             3 => Some(Self::Moved),
+            4 => Some(Self::WentBack),
             _ => None,
         }
     }
@@ -114,10 +118,7 @@ pub(super) async fn claim(
     deadline: Instant,
 ) -> Result<(Meta, i64), OpenError> {
     let place = settings.place();
-    let away = |error: CallError| match error {
-        CallError::Replaced(what) => OpenError::Replaced { place: settings.place(), what },
-        error => OpenError::Unreachable { place: settings.place(), what: error.to_string() },
-    };
+    let away = |error: CallError| not_opened(settings.place(), error);
     let replaced =
         |what: &str| OpenError::Replaced { place: settings.place(), what: what.to_owned() };
     let everything = RangeRequest {
@@ -162,6 +163,9 @@ pub(super) async fn claim(
                     Claim::Open if meta.standing == Standing::Adopting => {
                         return Err(half_adopted(settings));
                     }
+                    Claim::Open if meta.standing == Standing::WentBack => {
+                        return Err(went_back(settings));
+                    }
                     Claim::Open if meta.cluster_id == cluster_id => {
                         return Ok((meta, kv.mod_revision));
                     }
@@ -187,9 +191,24 @@ pub(super) async fn claim(
     Err(OpenError::Unreachable { place, what: "it did not answer in time".to_owned() })
 }
 
+/// Why an error of a call keeps it from being opened.
+pub(super) fn not_opened(place: String, error: CallError) -> OpenError {
+    match error {
+        CallError::Replaced(what) => OpenError::Replaced { place, what },
+        error => OpenError::Unreachable { place, what: error.to_string() },
+    }
+}
+
 /// Says that an adoption was cut off.
 pub(super) fn half_adopted(settings: &EtcdSettings) -> OpenError {
     let what = "its adoption was cut off, adopt it again".to_owned();
+    OpenError::Replaced { place: settings.place(), what }
+}
+
+/// Says that a replica found that etcd went back.
+pub(super) fn went_back(settings: &EtcdSettings) -> OpenError {
+    let what =
+        "a replica found that it went back to an older state, and its log says how".to_owned();
     OpenError::Replaced { place: settings.place(), what }
 }
 

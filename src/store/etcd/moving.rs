@@ -9,6 +9,7 @@ use super::capture::{Capturing, EtcdCapture};
 use super::client::{CallError, Client};
 use super::keys::Keys;
 use super::meta::{Meta, Standing, write};
+use super::raft;
 use super::request::range_of_one;
 use super::settings::EtcdSettings;
 use crate::domain::ids::LogId;
@@ -68,7 +69,7 @@ async fn find(settings: &EtcdSettings) -> Result<(Meta, i64), OpenError> {
     let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
     let own = vec![range_of_one(keys.meta())];
     let asked = client.ranges(own, Instant::now() + PATIENCE).await;
-    let (found, _) = asked.map_err(|error| away(settings, &error))?;
+    let (found, _) = asked.map_err(|error| away(settings, error))?;
     let place = settings.place();
     let Some(kv) = found.first().and_then(|found| found.kvs.first()) else {
         let what = "there is no store of avouch".to_owned();
@@ -87,6 +88,13 @@ async fn find(settings: &EtcdSettings) -> Result<(Meta, i64), OpenError> {
             "it was begun in cluster {was:x}, and this is cluster {is:x}"
         )));
     }
+    if meta.standing == Standing::WentBack {
+        return Err(super::meta::went_back(settings));
+    }
+    if meta.standing == Standing::Whole {
+        let proved = raft::prove(&client, &keys, None, Instant::now() + PATIENCE).await;
+        proved.map_err(|error| away(settings, error))?;
+    }
     Ok((meta, kv.mod_revision))
 }
 
@@ -98,18 +106,19 @@ async fn change(settings: &EtcdSettings, to: Standing) -> Result<Meta, OpenError
             Standing::Whole | Standing::Moved => {}
             Standing::Restoring => return Err(OpenError::Unfinished { path: settings.place() }),
             Standing::Adopting => return Err(super::meta::half_adopted(settings)),
+            Standing::WentBack => return Err(super::meta::went_back(settings)),
         }
         let wanted = Meta { standing: to, ..meta };
         if meta.standing == to {
             return Ok(meta);
         }
         let written = write(&client, &keys, &wanted, known, Instant::now() + PATIENCE).await;
-        if written.map_err(|error| away(settings, &error))?.is_some() {
+        if written.map_err(|error| away(settings, error))?.is_some() {
             return Ok(wanted);
         }
     }
 }
 
-fn away(settings: &EtcdSettings, error: &CallError) -> OpenError {
-    OpenError::Unreachable { place: settings.place(), what: error.to_string() }
+fn away(settings: &EtcdSettings, error: CallError) -> OpenError {
+    super::meta::not_opened(settings.place(), error)
 }

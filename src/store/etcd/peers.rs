@@ -11,6 +11,8 @@ use tonic::{Request, Streaming};
 
 use super::client::{CallError, meaning};
 use super::core::Core;
+use super::feed::fell_silent;
+use super::member::Member;
 use super::pb::event::EventType;
 use super::pb::lease_client::LeaseClient;
 use super::pb::request_op::Request as Op;
@@ -136,7 +138,7 @@ impl EtcdBoard {
             if let Err(error) = self.tell_once(next, changes).await {
                 tracing::debug!(%error, "the notes of the replicas are read again");
             }
-            next = next.wrapping_add(1);
+            next = self.0.client.after(next);
             sleep(AGAIN_AFTER).await;
         }
     }
@@ -156,11 +158,20 @@ impl EtcdBoard {
         let all = notes.into_iter().map(|kv| (name(&kv.key), kv.value.to_vec())).collect();
         // Nobody hears it only when nobody follows any more.
         _ = changes.send(Change::All(all));
-        let mut watch = timeout(core.client.request_timeout(), self.watch(member, revision + 1))
-            .await
-            .map_err(|_| CallError::Unknown("no watch in time".to_owned()))??;
+        let (number, member) = (member, core.client.member(member)?);
+        let mut silences = member.silences();
+        let begun = timeout(core.client.request_timeout(), self.watch(member, revision + 1)).await;
+        let mut watch = begun.map_err(|_| {
+            member.is_silent();
+            CallError::Unknown("no watch in time".to_owned())
+        })??;
         loop {
-            let message = watch.message().await.map_err(|status| meaning(&status))?;
+            let message = tokio::select! {
+                message = watch.message() => message.map_err(|status| meaning(&status))?,
+                () = fell_silent(&core.client, number, &mut silences) => {
+                    return Err(CallError::Unknown("its member is silent".to_owned()));
+                }
+            };
             let Some(message) = message else { return Ok(()) };
             if message.canceled {
                 return Err(CallError::Unknown(message.cancel_reason));
@@ -180,11 +191,12 @@ impl EtcdBoard {
 
     /// A watch over a connection of its own, as other watches have them: what is busy elsewhere does
     /// not hold it up.
-    async fn watch(&self, member: usize, from: i64) -> Result<Streaming<WatchResponse>, CallError> {
-        let (members, token) = self.0.client.members();
-        let member = members
-            .get(member % members.len().max(1))
-            .ok_or_else(|| CallError::Refused("no member is named".to_owned()))?;
+    async fn watch(
+        &self,
+        member: &Member,
+        from: i64,
+    ) -> Result<Streaming<WatchResponse>, CallError> {
+        let token = self.0.client.token();
         let channel = member.connect().map_err(CallError::Unknown)?;
         let shown = token.shown_to(&channel).await?;
         let (key, range_end) = self.range("");

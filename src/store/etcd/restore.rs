@@ -30,6 +30,9 @@ const BATCH_RECORDS: usize = 120;
 const BATCH_BYTES: usize = 1 << 20;
 /// How many transactions are on their way at once.
 const IN_FLIGHT: usize = 16;
+/// How long one try may take at least before another member is asked: on a slow way, of the many that
+/// are on it at once.
+const LONG: Duration = Duration::from_secs(20);
 /// How long one may take, with all that are asked.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The stamp of records that no engine wrote.
@@ -87,7 +90,9 @@ impl EtcdRestore {
         log_id: LogId,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self, RestoreError> {
-        let client = Arc::new(Client::new(&settings, 0));
+        let request_timeout = settings.request_timeout.max(LONG);
+        let patient = EtcdSettings { request_timeout, ..settings.clone() };
+        let client = Arc::new(Client::new(&patient, 0));
         let keys = Keys::new(&settings.prefix);
         let failed = |error: CallError| unreachable(&settings, &error);
         let own = vec![range_of_one(keys.meta())];
@@ -326,6 +331,8 @@ impl EtcdRestore {
                 what: format!("{there:?} is there, {:?} was written", self.there),
             }));
         }
+        let begun = super::raft::begin(&self.client, &self.keys, deadline()).await;
+        begun.map_err(|error| self.failed(&error))?;
         let whole = Meta { standing: Standing::Whole, ..self.meta };
         let written = write(&self.client, &self.keys, &whole, self.begun, deadline()).await;
         match written.map_err(|error| self.failed(&error))? {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::metrics::StoreRecorder;
 
+/// The file in `server.files_dir` for [`EtcdSettings::seen_file`].
+pub const SEEN_FILE: &str = "etcd-seen.json";
+
 /// How an [`EtcdEngine`](super::EtcdEngine) behaves.
 #[derive(Clone, Debug)]
 pub struct EtcdSettings {
@@ -22,6 +25,8 @@ pub struct EtcdSettings {
     /// How long a change or a read may take in all: several calls, the resolving of one whose answer
     /// was lost, and the wait for the watch.
     pub deadline: Duration,
+    /// A file in which it is kept how far etcd was, of this replica alone. None keeps it nowhere.
+    pub seen_file: Option<PathBuf>,
     /// The version of the records of the layers above. Records of another version do not open.
     pub schema_version: u32,
     /// Where times and sizes are recorded.
@@ -38,6 +43,7 @@ impl EtcdSettings {
             login: None,
             request_timeout: Duration::from_secs(2),
             deadline: Duration::from_secs(5),
+            seen_file: None,
             schema_version,
             recorder: StoreRecorder::default(),
         }

@@ -13,8 +13,10 @@ mod access;
 mod faults;
 mod proxy;
 mod server;
+mod silent;
 mod units;
 mod verbs;
+mod went_back;
 
 /// Random bytes: what is written by several engines must not be alike.
 struct Random;

@@ -40,6 +40,25 @@ fn program() -> PathBuf {
     program
 }
 
+/// A program that comes with etcd.
+fn beside(name: &str) -> PathBuf {
+    program().with_file_name(name)
+}
+
+/// Runs one of them to its end.
+fn tool(name: &str, with: impl FnOnce(&mut Command) -> &mut Command) {
+    let program = beside(name);
+    assert!(
+        program.exists(),
+        "{} is missing: tests/run unpacks Debian's etcd-client beside etcd",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    with(command.env("ETCDCTL_API", "3"));
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
 pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -97,8 +116,34 @@ impl Etcd {
     }
 
     /// Forgets all that it stored, while it is not running.
-    pub(super) fn wipe(&mut self) {
+    pub(super) fn wipe(&self) {
         std::fs::remove_dir_all(self.data.path().join("etcd")).unwrap();
+    }
+
+    /// Takes a snapshot, as an operator does.
+    pub(super) fn snapshot(&self, to: &Path) {
+        let endpoint = format!("--endpoints=http://127.0.0.1:{}", self.port);
+        tool("etcdctl", |command| command.args([&endpoint, "snapshot", "save"]).arg(to));
+    }
+
+    /// Puts a snapshot in the place of all that is stored, while it is not running: under the same name,
+    /// URL and token, so the cluster keeps its id. `arguments` come besides.
+    pub(super) fn restore(&self, from: &Path, arguments: &[&str]) {
+        self.wipe();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        // From 3.6 on only etcdutl restores; before 3.5 there is none.
+        let restorer = if beside("etcdutl").exists() { "etcdutl" } else { "etcdctl" };
+        tool(restorer, |command| {
+            command.args(["snapshot", "restore"]).arg(from);
+            command.arg("--data-dir").arg(self.data.path().join("etcd"));
+            command.args(["--initial-cluster", &format!("default={peer}")]);
+            command.args(["--initial-advertise-peer-urls", &peer]).args(arguments)
+        });
+    }
+
+    /// Where it stores what it stores.
+    pub(super) fn data(&self) -> PathBuf {
+        self.data.path().join("etcd")
     }
 
     /// Settings with a prefix that was not used before.

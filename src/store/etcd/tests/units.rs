@@ -38,8 +38,8 @@ fn inside(range: &KeyRange, key: &[u8]) -> bool {
 }
 
 fn any_standing() -> impl Strategy<Value = Standing> {
-    use Standing::{Adopting, Moved, Restoring, Whole};
-    prop::sample::select(vec![Whole, Adopting, Restoring, Moved])
+    use Standing::{Adopting, Moved, Restoring, WentBack, Whole};
+    prop::sample::select(vec![Whole, Adopting, Restoring, Moved, WentBack])
 }
 
 proptest! {
