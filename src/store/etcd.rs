@@ -60,6 +60,7 @@ mod log;
 mod member;
 pub(in crate::store) mod meta;
 pub mod moving;
+mod onward;
 pub(in crate::store) mod pb;
 mod peers;
 mod request;

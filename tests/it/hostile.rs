@@ -18,7 +18,6 @@ use avouch::pb::v1::revoke_request::Target;
 use avouch::service::authenticate::{self, AuthenticateError};
 use avouch::service::clients::ClientProof;
 use avouch::service::journal::Origin;
-use avouch::store::Store as _;
 use bytes::Bytes;
 use http::Request;
 use tokio::net::TcpStream;
@@ -53,6 +52,12 @@ async fn server_with_real_hashes(pool: PoolSettings) -> Server {
     let mut options = options(memory());
     options.hash = HashParams::default();
     options.pool = pool;
+    if let StoreOptions::Etcd(settings) = &mut options.store {
+        // It is about how much etcd is asked, and not about how soon it answers: where the storm, the
+        // server and etcd share few cores, that is a matter of luck.
+        settings.request_timeout = Duration::from_secs(30);
+        settings.deadline = Duration::from_secs(60);
+    }
     Server::with(options, Arc::new(ManualClock::new(NOW))).await
 }
 

@@ -7,6 +7,7 @@
 //! | `e` and sixteen random bytes | an event; etcd's revision of the key is the event's |
 //! | `!meta` | which log this is, and in which cluster it was begun |
 //! | `!head` | a stamp; etcd's revision of the key is that of the newest event |
+//! | `!moving` | how far a move into this prefix is, until it is there; see `onward.rs` |
 //! | `!board/` and a name | a note of a replica, under a lease; see `peers.rs` |
 //! | `!fence/` and a number | a stamp; see `resolve.rs` |
 //! | `!mark/` and a number | a stamp; see `resolve.rs` |
@@ -77,6 +78,11 @@ impl Keys {
     /// Where the revision of the newest event is kept.
     pub(in crate::store) fn head(&self) -> Vec<u8> {
         self.at(b"!head")
+    }
+
+    /// Where a move says how far it is.
+    pub(super) fn moving(&self) -> Vec<u8> {
+        self.at(b"!moving")
     }
 
     pub(super) fn fence(&self, number: u8) -> Vec<u8> {
