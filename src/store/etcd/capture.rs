@@ -28,7 +28,7 @@ const PAGE: i64 = 8_000;
 /// How many pages wait for a slow reader. The revision does not wait: see [`CaptureError::Compacted`].
 const PAGES_AHEAD: usize = 8;
 /// How long a page may take, with all that are asked for it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that begins in one way as of one revision, in the order of the keys, part by part. A range
 /// with a limit would be no page: to say whether there is more, etcd walks its index to the end of the
@@ -257,7 +257,7 @@ impl EtcdCapture {
     ) -> Result<Self, CaptureError> {
         let only = capturing.begin()?;
         let (to, pages) = mpsc::channel(PAGES_AHEAD);
-        let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
+        let (client, keys) = (Client::for_pages(settings), Keys::new(&settings.prefix));
         let from = place.clone();
         tokio::spawn(async move {
             if let Err(error) = read(&client, &keys, log_id, (from, digest), &to).await {

@@ -27,6 +27,9 @@ use crate::store::StoreError;
 /// The largest answer that is read. etcd itself takes no request above 1.5 MiB, and pages are small.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
+/// How long a page may take at one member, at least.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Why a call gave no answer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(in crate::store) enum CallError {
@@ -85,6 +88,13 @@ impl Client {
             seen: AtomicI64::new(0),
             calls: AtomicU64::new(0),
         }
+    }
+
+    /// A client for pages of thousands of records, which may take longer than the calls that somebody
+    /// waits for.
+    pub(super) fn for_pages(settings: &EtcdSettings) -> Self {
+        let client = Self::new(settings, 0);
+        Self { request_timeout: client.request_timeout.max(PAGE_TIMEOUT), ..client }
     }
 
     /// How many calls were made.

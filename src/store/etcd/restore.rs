@@ -111,7 +111,7 @@ impl EtcdRestore {
         log_id: LogId,
         goes_on: bool,
     ) -> Result<Self, RestoreError> {
-        let client = Arc::new(Client::new(&settings, 0));
+        let client = Arc::new(Client::for_pages(&settings));
         let keys = Keys::new(&settings.prefix);
         let failed = |error: CallError| unreachable(&settings, &error);
         let own = vec![range_of_one(keys.meta())];
