@@ -12,6 +12,7 @@ use std::path::Path;
 
 use avouch::domain::clock::{Clock as _, SystemClock, Timestamp};
 
+#[expect(clippy::expect_used, reason = "it fills, or it is of no use")]
 mod sessions;
 
 #[tokio::main]
