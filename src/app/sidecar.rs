@@ -16,6 +16,7 @@ use tower_layer::Layer as _;
 
 use super::own_token::own_token;
 use crate::client::token_source::TokenSource;
+use crate::client::upstream::Upstream;
 use crate::client::watch::WatchSettings;
 use crate::config::rules;
 use crate::config::sidecar::{self as config, SidecarConfig};
@@ -29,7 +30,8 @@ use crate::listen::deadline::Deadline;
 use crate::listen::listener::{DrainSummary, ListenError, Listener};
 use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
-use crate::metrics::sidecar::{SidecarMetrics, ViewStatus};
+use crate::metrics::sidecar::{SidecarMetrics, VerifierLevels};
+use crate::metrics::view::ViewLevels;
 use crate::pb::v1;
 use crate::sidecar::ext_authz::{Authorization, SERVICE_NAME};
 use crate::sidecar::{Gate, Rule, forward_auth};
@@ -45,7 +47,7 @@ pub struct SidecarOptions {
     /// The checked configuration.
     pub config: SidecarConfig,
     /// How to reach the server, certificates included.
-    pub server: Endpoint,
+    pub server: Upstream,
     /// Who the sidecar is to the server, when its certificate does not say.
     pub client: Option<v1::ClientAuthentication>,
 }
@@ -130,25 +132,26 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         forward_auth: bind(sidecar.forward_auth.as_ref(), Protocol::Auto, mode, &entropy)?,
         ops: bind(sidecar.ops.as_ref(), Protocol::Auto, mode, &entropy)?,
     };
-    let channel = server.connect_lazy();
     let mut keeping = JoinSet::new();
     let tokens = match client {
         Some(client) => {
-            let (channel, entropy) = (channel.clone(), Arc::clone(&entropy));
-            Some(own_token(client, channel, Arc::clone(&clock), entropy, &mut keeping).await)
+            let (transport, entropy) = (server.transport.clone(), Arc::clone(&entropy));
+            Some(own_token(client, transport, Arc::clone(&clock), entropy, &mut keeping).await)
         }
         None => None,
     };
     let authorization = tokens.as_ref().map(TokenSource::authorization);
     let refused = tokens.as_ref().map(TokenSource::refused);
     let agent = sidecar.agent.as_ref().map(agent_at).transpose()?;
+    // An agent asks for no credential, so it is shown none.
+    let shown = authorization.clone().filter(|_| agent.is_none());
+    let followed = agent.map_or_else(|| server.watch(), |agent| WatchSettings::new(vec![agent]));
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
         subscriber_id: sidecar.name.clone(),
-        // An agent asks for no credential, so it is shown none.
-        authorization: authorization.clone().filter(|_| agent.is_none()),
+        authorization: shown,
         refused,
-        ..WatchSettings::new(vec![agent.unwrap_or(server)])
+        ..followed
     };
     let settings = VerifierSettings {
         leeway: sidecar.leeway,
@@ -157,7 +160,7 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         remembered: sidecar.remembered_tokens,
         ..VerifierSettings::new(sidecar.issuer.clone().unwrap_or_default(), watch)
     };
-    let ask = Arc::new(AskServer::new(channel, authorization));
+    let ask = Arc::new(AskServer::new(server.transport, authorization));
     let verifier = Verifier::start(settings, clock, entropy, Some(ask));
     let mut registry = Registry::default();
     let metrics = Arc::new(SidecarMetrics::register(&mut registry));
@@ -279,14 +282,16 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 
 fn report(metrics: &SidecarMetrics, verifier: &Verifier) {
     let (status, stats) = (verifier.status(), verifier.stats());
-    metrics.view(&ViewStatus {
-        synced: status.synced,
-        connected: status.connected,
-        age: status.age,
-        lag: status.lag,
-        revision: status.cursor.map_or(0, |cursor| cursor.revision.0),
-        entries: status.entries,
-        bytes: status.bytes,
+    metrics.report(&VerifierLevels {
+        view: ViewLevels {
+            synced: status.synced,
+            connected: status.connected,
+            age: status.age,
+            lag: status.lag,
+            revision: status.cursor.map_or(0, |cursor| cursor.revision.0),
+            entries: status.entries,
+            bytes: status.bytes,
+        },
         partial: status.partial,
         asked: stats.asked,
         opened: stats.opened,

@@ -522,7 +522,9 @@ async fn the_alerts_and_the_dashboard_ask_for_what_is_exported() {
     let run = run().await;
     let scrape = scrape(&run.addresses).await;
     run.process.kill().await;
-    let names = scrape.names();
+    let mut names = scrape.names();
+    names.extend(registered(|registry| _ = SidecarMetrics::register(registry)).names());
+    names.extend(registered(|registry| _ = AgentMetrics::register(registry)).names());
     let dashboard: serde_json::Value =
         serde_json::from_str(&read("helm/avouch/files/dashboard.json")).expect("JSON");
     let mut queries = Vec::new();
@@ -547,8 +549,8 @@ async fn the_alerts_and_the_dashboard_ask_for_what_is_exported() {
         for (label, word) in matched(query) {
             let known = known_labels().into_iter().filter(|it| it.0 == label);
             let words: Vec<_> = known.flat_map(|it| it.2).collect();
-            let fine =
-                words.is_empty() && ["job", "namespace", "instance", "cronjob"].contains(&label.as_str());
+            let fine = words.is_empty()
+                && ["job", "namespace", "instance", "cronjob"].contains(&label.as_str());
             let fine = fine || word.split('|').all(|word| words.contains(&word));
             assert!(fine || word.starts_with('$'), "{query}: {label} is never {word}");
         }

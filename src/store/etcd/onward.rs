@@ -59,7 +59,8 @@ impl Onward {
         if let Some((_, arrived)) = at.and_then(|at| self.on_way.get_mut(at)) {
             *arrived = true;
         }
-        while let Some((progress, _)) = self.on_way.pop_front_if(|(_, arrived)| *arrived) {
+        while let Some((progress, true)) = self.on_way.front().copied() {
+            self.on_way.pop_front();
             self.first += 1;
             // What is given again is still there.
             if progress.records >= self.safe.records {
