@@ -31,6 +31,7 @@ pub mod fault;
 mod group;
 pub mod ledger;
 pub mod memory;
+pub mod moving;
 pub mod sled;
 
 #[cfg(test)]
@@ -74,8 +75,10 @@ pub enum OpenError {
         /// What is read.
         expected: u32,
     },
-    /// A restore into it did not come to its end.
-    #[error("a restore into {path} was cut off; run `avouch restore` into it again")]
+    /// A restore or a move into it did not come to its end.
+    #[error(
+        "a restore or a move into {path} was cut off; run `avouch restore` into it again, or `avouch migrate`"
+    )]
     Unfinished {
         /// The directory.
         path: String,

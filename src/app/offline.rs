@@ -10,7 +10,7 @@ use std::sync::Arc;
 use self::transfer::{Scratch, Target, captured, new_log, open_scratch, transfer};
 use crate::app::etcd;
 use crate::cli::offline::{
-    Migrate, Migrated, Offline, OfflineError, Place, Restore, Restored, Verified, Verify,
+    Migrate, Migrated, Moving, Offline, OfflineError, Place, Restore, Restored, Verified, Verify,
 };
 use crate::crypto::OsEntropy;
 use crate::crypto::stream::{StreamError, StreamKey, StreamOpener};
@@ -24,6 +24,7 @@ use crate::store::engine::Engine;
 use crate::store::etcd::EtcdEngine;
 use crate::store::etcd::moving::EtcdRecords;
 use crate::store::ledger::Ledger;
+use crate::store::moving::{Mark, Source};
 use crate::store::sled::restore::{Restore as Restoring, Tally};
 use crate::store::sled::{SledEngine, SledSettings};
 use crate::store::{OpenError, Store as _, StoreError};
@@ -68,7 +69,9 @@ fn open(error: OpenError) -> OfflineError {
 fn restore(error: RestoreError) -> OfflineError {
     let text = error.to_string();
     match error {
-        RestoreError::NotEmpty { .. } => OfflineError::NotEmpty(text),
+        RestoreError::NotEmpty { .. } | RestoreError::OtherMove { .. } => {
+            OfflineError::NotEmpty(text)
+        }
         RestoreError::Damaged(_) => OfflineError::Damaged(text),
         RestoreError::Open(error) => open(error),
     }
@@ -153,7 +156,7 @@ async fn restore_directory(
 ) -> Result<Restored, OfflineError> {
     let reader = Reader::open(backup, key)?;
     let mut restoring = Restoring::begin(directory, settings()).map_err(restore)?;
-    let apply = |changes: &[Change]| restoring.apply(changes).map_err(restore);
+    let apply = |changes: &[Change]| restoring.apply(changes, Vec::new()).map_err(restore);
     let end = reader.read(told, apply)?;
     let mut restored = restoring.open(&end.point, new_log()).map_err(restore)?;
     let engine = restored.take_engine();
@@ -198,21 +201,56 @@ async fn verify_directory(path: &Path) -> Result<Verified, OfflineError> {
     })
 }
 
-/// Takes a store from whoever uses it, and begins to read it.
-async fn take(
-    from: &Place,
-    to: &Place,
-) -> Result<(Box<dyn Capture>, Option<SledEngine>), OfflineError> {
-    match from {
-        Place::Directory(path) => {
-            is_there(path)?;
-            let engine = SledEngine::open_to_move(path, &settings(), new_log(), &to.to_string());
-            let engine = engine.map_err(open)?;
-            Ok((engine.capture().map_err(captured)?, Some(engine)))
+/// A store that was taken from whoever uses it.
+enum Taken {
+    Sled { engine: SledEngine, source: Source, was_moved: bool },
+    Etcd(EtcdRecords),
+}
+
+impl Taken {
+    async fn take(from: &Place, to: &Place) -> Result<Self, OfflineError> {
+        match from {
+            Place::Directory(path) => {
+                is_there(path)?;
+                let was_moved = SledEngine::is_moved(path);
+                let to = to.to_string();
+                let (engine, source) =
+                    SledEngine::open_to_move(path, &settings(), new_log(), &to).map_err(open)?;
+                Ok(Self::Sled { engine, source, was_moved })
+            }
+            Place::Etcd { url, access } => {
+                let records = EtcdRecords::take(etcd::settings(url, access)).await;
+                Ok(Self::Etcd(records.map_err(open)?))
+            }
         }
-        Place::Etcd { url, access } => {
-            let records = EtcdRecords::take(etcd::settings(url, access)).await.map_err(open)?;
-            Ok((records.capture().map_err(captured)?, None))
+    }
+
+    fn source(&self) -> Source {
+        match self {
+            Self::Sled { source, .. } => *source,
+            Self::Etcd(records) => records.source(),
+        }
+    }
+
+    /// Begins to read what comes behind a mark.
+    fn capture(&self, mark: &Mark) -> Result<Box<dyn Capture>, OfflineError> {
+        match self {
+            Self::Sled { engine, .. } => engine.capture_from(&mark.place),
+            Self::Etcd(records) => records.capture_from(mark),
+        }
+        .map_err(captured)
+    }
+
+    fn was_moved(&self) -> bool {
+        match self {
+            Self::Sled { was_moved, .. } => *was_moved,
+            Self::Etcd(records) => records.was_moved(),
+        }
+    }
+
+    async fn close(self) {
+        if let Self::Sled { engine, .. } = self {
+            engine.close().await;
         }
     }
 }
@@ -249,11 +287,11 @@ impl Offline for Files {
         let (_scratch, restored, engine, capture) = match made.await {
             Ok(made) => made,
             Err(error) => {
-                target.abandon().await;
+                target.give_up(&error).await;
                 return Err(error);
             }
         };
-        let (_, cursor, _) = transfer(capture, target, told).await?;
+        let (_, cursor, _) = transfer(capture, target, 0, told).await?;
         engine.close().await;
         Ok(Restored { cursor, ..restored })
     }
@@ -271,7 +309,7 @@ impl Offline for Files {
                 let scratch = Scratch::create(&scratch)?;
                 let target = Target::begin(&Place::Directory(scratch.store())).await?;
                 let capture = records.capture().map_err(captured)?;
-                let (Point { log_id, head, .. }, ..) = transfer(capture, target, told).await?;
+                let (Point { log_id, head, .. }, ..) = transfer(capture, target, 0, told).await?;
                 let verified = verify_directory(&scratch.store()).await?;
                 Ok(Verified { cursor: Cursor { log_id, revision: head }, ..verified })
             }
@@ -299,24 +337,48 @@ impl Offline for Files {
     async fn migrate(
         &self,
         job: Migrate,
-        told: &mut dyn FnMut(u64),
+        told: &mut dyn FnMut(Moving),
     ) -> Result<Migrated, OfflineError> {
-        let Migrate { from, to } = job;
+        let Migrate { from, to, anew } = job;
         // First, so that where there is something already the old store goes on as if nothing had been.
-        let target = Target::begin(&to).await?;
-        let (capture, engine) = match take(&from, &to).await {
+        let mut target = Target::begin_move(&to, anew).await?;
+        let taken = match Taken::take(&from, &to).await {
             Ok(taken) => taken,
             Err(error) => {
-                target.abandon().await;
+                target.give_up(&error).await;
                 return Err(error);
             }
         };
-        let (point, cursor, records) = transfer(capture, target, told).await?;
-        if let Some(engine) = engine {
-            engine.close().await;
+        let mark = match target.set_source(taken.source()) {
+            Ok(mark) => mark,
+            Err(error) => {
+                let was_moved = taken.was_moved();
+                taken.close().await;
+                // What is not going to move goes on, too.
+                if !was_moved {
+                    self.stay(from).await?;
+                }
+                return Err(error);
+            }
+        };
+        let there = mark.progress.records;
+        if there > 0 {
+            told(Moving::GoesOn(there));
         }
+        let (begins, records) =
+            if target.wants_everything() { (Mark::new(mark.source), 0) } else { (mark, there) };
+        let capture = match taken.capture(&begins) {
+            Ok(capture) => capture,
+            Err(error) => {
+                target.give_up(&error).await;
+                return Err(error);
+            }
+        };
+        let told = &mut |records| told(Moving::Read(records));
+        let (point, cursor, records) = transfer(capture, target, records, told).await?;
+        taken.close().await;
         let was = Cursor { log_id: point.log_id, revision: point.head };
-        Ok(Migrated { cursor, was, records })
+        Ok(Migrated { cursor, was, records, went_on_after: (there > 0).then_some(there) })
     }
 
     async fn stay(&self, place: Place) -> Result<(), OfflineError> {

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::failure::Failure;
-use super::offline::{self, Offline, Progress};
-use super::output::Output;
+use super::offline::{self, Moving, Offline, Progress};
+use super::output::{self, Output};
 use super::place::Access;
 use crate::config::store_url::StoreUrl;
 
@@ -13,10 +13,11 @@ use crate::config::store_url::StoreUrl;
 /// Stop every server first. Tokens and sessions stay good, with the same encryption key. The new log has
 /// a name of its own, so watchers start anew with all that is revoked. From the beginning of the move no
 /// server opens the old store, so that no two go on from one state; --stay undoes that. When it is cut
-/// off, do it again: nothing opens what it has left until it is complete.
+/// off, or fails, do it again: it goes on from where it was, and nothing opens what it has left until that
+/// is complete. It does not when the old store is another one or was opened since: see --anew.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch migrate --from /var/lib/avouch --etcd-ca-file ca.pem \\\n      --to etcds://etcd-0:2379,etcd-1:2379,etcd-2:2379/avouch\n  avouch migrate --from etcd://127.0.0.1:2379/avouch --to /var/lib/avouch\n  avouch migrate --stay /var/lib/avouch\n\nThe exit code is 65 when the old store is damaged, 73 when there is something\nwhere it goes, 76 when another version wrote it."
+    after_help = "Examples:\n  avouch migrate --from /var/lib/avouch --etcd-ca-file ca.pem \\\n      --to etcds://etcd-0:2379,etcd-1:2379,etcd-2:2379/avouch\n  avouch migrate --from etcd://127.0.0.1:2379/avouch --to /var/lib/avouch\n  avouch migrate --stay /var/lib/avouch\n\nThe exit code is 65 when the old store is damaged, 73 when there is something\nelse where it goes, 76 when another version wrote it."
 )]
 pub(super) struct Migrate {
     /// Where it is: a data directory, or the URL of an etcd.
@@ -25,6 +26,9 @@ pub(super) struct Migrate {
     /// Where it goes, and nothing is yet.
     #[arg(long, value_name = "DIR|URL", requires = "from")]
     to: Option<String>,
+    /// Remove what a move has left there that was cut off, and do not go on with it.
+    #[arg(long, requires = "from")]
+    anew: bool,
     /// Let servers open this store again that was to be moved, or was. What happened in the other one
     /// since is not in it: a revoked token may be good again.
     #[arg(long, value_name = "DIR|URL", conflicts_with_all = ["from", "to"])]
@@ -42,13 +46,20 @@ impl Migrate {
         let (Some(from), Some(to)) = (&self.from, &self.to) else {
             return Err(Failure::Usage("name --from and --to".into()));
         };
-        let job = offline::Migrate { from: self.access.place(from)?, to: self.access.place(to)? };
+        let (from, to) = (self.access.place(from)?, self.access.place(to)?);
+        let job = offline::Migrate { from, to, anew: self.anew };
         let mut progress = Progress::new("migrate");
-        let told = &mut |records| progress.tell(|| format!("{records} records"));
+        let told = &mut |how_far| match how_far {
+            Moving::GoesOn(records) => output::note(&format!(
+                "migrate: goes on with a move that was cut off, after {records} records"
+            )),
+            Moving::Read(records) => progress.tell(|| format!("{records} records")),
+        };
         let moved = store.migrate(job, told).await?;
         out.record(&json!({
             "cursor": offline::cursor(&moved.cursor),
             "records": moved.records,
+            "went_on_after": moved.went_on_after,
             "was": offline::cursor(&moved.was),
         }))
     }

@@ -140,8 +140,10 @@ pub struct Verified {
 pub struct Migrate {
     /// Where it is.
     pub from: Place,
-    /// Where nothing is yet.
+    /// Where nothing is yet, or what a move of the same store has left.
     pub to: Place,
+    /// Whether to remove what a move has left, and not to go on with it.
+    pub anew: bool,
 }
 
 /// What was moved.
@@ -153,6 +155,17 @@ pub struct Migrated {
     pub was: Cursor,
     /// How many records there are.
     pub records: u64,
+    /// How many of them were there already, of a move that was cut off.
+    pub went_on_after: Option<u64>,
+}
+
+/// How far a move is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Moving {
+    /// One was cut off, and so many records are there already.
+    GoesOn(u64),
+    /// So many were read.
+    Read(u64),
 }
 
 /// Does it. `told` hears how many records were read so far.
@@ -172,11 +185,11 @@ pub trait Offline {
     ) -> impl Future<Output = Result<Verified, OfflineError>>;
 
     /// Moves a store. From its beginning on no server opens it where it was. When it fails, no server
-    /// opens what is where it goes, and it can be done again.
+    /// opens what is where it goes, and when it is done again it goes on from there.
     fn migrate(
         &self,
         job: Migrate,
-        told: &mut dyn FnMut(u64),
+        told: &mut dyn FnMut(Moving),
     ) -> impl Future<Output = Result<Migrated, OfflineError>>;
 
     /// Lets servers open a store again that was to be moved, or was.

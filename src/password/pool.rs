@@ -3,8 +3,9 @@
 //!
 //! * A job holds its thread until its hash is done, whether or not its caller still waits. A caller who
 //!   leaves frees nothing that is in use; a job whose caller left before it started is skipped.
-//! * A job is turned away when it is put in, not after waiting: when the queue is full, when it would
-//!   wait too long, or when its source holds its share of the queue already.
+//! * A job is turned away when it asks for a place, not after waiting: when the queue is full, when it
+//!   would wait too long, or when its source holds its share of the queue already. Who has work to do
+//!   before the hash asks before that work, and keeps the place meanwhile.
 //! * An unknown user costs what a known one costs: the same queue, the same work, the same answer. A
 //!   stored hash with more work than the current settings takes longer, though, until its user logs in
 //!   and it is replaced: whoever lowers the settings lives with that.
@@ -31,7 +32,8 @@ use crate::trace;
 mod queue;
 mod worker;
 
-use queue::{Job, Reply, Shared, State, Task};
+pub use queue::Place;
+use queue::{Reply, Shared, State, Task};
 
 const MAX_WORKERS: usize = 256;
 
@@ -196,19 +198,30 @@ impl Hasher {
         Ok(hasher)
     }
 
-    /// Whether `candidate` is the password of the `stored` hash. No stored hash means no such user: the
-    /// same work is done, and the answer is a mismatch. `source` is whoever should not crowd out others.
+    /// Keeps a place for a hash for `source`, whoever should not crowd out others. Ask before the work
+    /// that comes before a hash: so many as have a place do that work, and a storm is turned away at the
+    /// door.
     ///
     /// # Errors
-    /// When the candidate can be no password, when too many are waiting, or when hashing fails.
+    /// When too many are waiting.
+    pub fn reserve(&self, source: u64) -> Result<Place, HashError> {
+        self.shared.reserve(source)
+    }
+
+    /// Whether `candidate` is the password of the `stored` hash. No stored hash means no such user: the
+    /// same work is done, and the answer is a mismatch.
+    ///
+    /// # Errors
+    /// When the candidate can be no password, or when hashing fails.
     pub async fn verify(
         &self,
-        source: u64,
+        place: Place,
         candidate: SecretText,
         stored: Option<PasswordHash>,
     ) -> Result<Verification, HashError> {
         let password = precis::password(&candidate)?;
-        self.submit(source, |reply| Task::Verify { password, stored, reply }).await
+        let span = trace::child("password queue");
+        submit(place, span, |reply| Task::Verify { password, stored, reply }).await
     }
 
     /// A new hash of a password, with a new salt and the current settings. Whether the password is good
@@ -218,16 +231,9 @@ impl Hasher {
     /// When the text can be no password, when too many are waiting, or when hashing fails.
     pub async fn hash(&self, source: u64, password: SecretText) -> Result<PasswordHash, HashError> {
         let password = precis::password(&password)?;
-        self.submit(source, |reply| Task::Hash { password, reply }).await
-    }
-
-    /// Whether a hash for `source` would be taken in now. Ask before the work that comes before a
-    /// hash, so that a storm is turned away at the door; the answer may change until then.
-    ///
-    /// # Errors
-    /// When too many are waiting.
-    pub fn admit(&self, source: u64) -> Result<(), HashError> {
-        self.shared.admit(&mut self.shared.lock(), source)
+        let mut span = trace::child("password queue");
+        let place = self.reserve(source).inspect_err(|_| span.fail("shed"))?;
+        submit(place, span, |reply| Task::Hash { password, reply }).await
     }
 
     /// Whether a stored hash should be replaced, now that its password is at hand.
@@ -245,17 +251,16 @@ impl Hasher {
         let state = self.shared.lock();
         PoolStats { queued: state.queue.len(), ..state.stats }
     }
+}
 
-    async fn submit<T>(
-        &self,
-        source: u64,
-        task: impl FnOnce(Reply<T>) -> Task,
-    ) -> Result<T, HashError> {
-        let (reply, answer) = oneshot::channel();
-        let span = trace::child("password queue");
-        self.shared.enqueue(Job { source, since: Instant::now(), span, task: task(reply) })?;
-        answer.await.unwrap_or(Err(HashError::Stopped))
-    }
+async fn submit<T>(
+    place: Place,
+    span: trace::Child,
+    task: impl FnOnce(Reply<T>) -> Task,
+) -> Result<T, HashError> {
+    let (reply, answer) = oneshot::channel();
+    place.take(task(reply), span)?;
+    answer.await.unwrap_or(Err(HashError::Stopped))
 }
 
 impl fmt::Debug for Hasher {

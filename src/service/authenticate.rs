@@ -265,11 +265,15 @@ impl Service {
         now: Timestamp,
     ) -> Result<(User, crate::domain::ids::Epochs, [u8; 8]), AuthenticateError> {
         let username = precis::username(username).map_err(AuthenticateError::Username)?;
-        // A storm is turned away here, before anything is written for it.
-        if let Err(error) = self.hasher.admit(u64::from_be_bytes(source.key)) {
-            self.throttled(client, source, "hash_queue", origin, now);
-            return Err(hash_error(error));
-        }
+        // A storm is turned away here, before anything is read or written for it: only who has a place
+        // in the queue asks the store.
+        let place = match self.hasher.reserve(u64::from_be_bytes(source.key)) {
+            Ok(place) => place,
+            Err(error) => {
+                self.throttled(client, source, "hash_queue", origin, now);
+                return Err(hash_error(error));
+            }
+        };
         let account = account_key(username.as_str());
         let policy = self.settings.throttle;
         // Counted before the password is looked at, so that parallel guesses count too; and for
@@ -293,17 +297,10 @@ impl Service {
                 }
             }
         });
-        let verification = self
-            .hasher
-            .verify(u64::from_be_bytes(source.key), password.clone(), stored.clone())
-            .await;
-        let verification = match verification {
+        let verification = match self.hasher.verify(place, password.clone(), stored.clone()).await {
             Ok(verification) => verification,
             Err(error) => {
                 commit("undo_attempt", self.store.undo_attempt(account, source.key, now)).await?;
-                if let HashError::Busy { .. } = error {
-                    self.throttled(client, source, "hash_queue", origin, now);
-                }
                 return Err(hash_error(error));
             }
         };

@@ -84,6 +84,16 @@ pub enum RestoreError {
     /// What was given is not what the backup says it should come to.
     #[error("the backup is damaged: {0}")]
     Damaged(String),
+    /// What a move left that was cut off is of something else.
+    #[error(
+        "{path} holds what a move of {what} left when it was cut off; give --anew to remove that and begin anew"
+    )]
+    OtherMove {
+        /// The directory, or the members and the prefix.
+        path: String,
+        /// What it was of.
+        what: &'static str,
+    },
     /// What is there cannot be used.
     #[error(transparent)]
     Open(#[from] super::OpenError),
@@ -97,6 +107,10 @@ pub trait Capture: Send {
     /// # Errors
     /// See [`CaptureError`]. It is over then.
     fn next(&mut self) -> Result<Captured, CaptureError>;
+
+    /// From where another capture, of the same records in the same state, would give what this one has
+    /// not given yet.
+    fn place(&self) -> Vec<u8>;
 }
 
 /// What a chunk holds.

@@ -63,6 +63,7 @@ mod looking;
 mod member;
 pub(in crate::store) mod meta;
 pub mod moving;
+mod onward;
 pub(in crate::store) mod pb;
 mod peers;
 mod raft;

@@ -23,6 +23,7 @@ use self::capture::{Recording, SledCapture};
 use self::committer::{Committer, Job, Outcome};
 use self::health::Health;
 use self::open::Opened;
+use self::record::Meta;
 use self::sealer::{BACKLOG, Sealer};
 use self::space::Space;
 use super::backup::{Capture, CaptureError};
@@ -30,6 +31,7 @@ use super::engine::{
     Answer, Commit, Decision, Engine, EngineStatus, KeyRange, LoggedEvent, Observer, Order, Query,
     Reads, TIME_KEY, Value,
 };
+use super::moving::Source;
 use super::{OpenError, StoreError, group};
 use crate::domain::clock::Timestamp;
 use crate::domain::ids::{Cursor, LogId, Revision};
@@ -186,8 +188,16 @@ impl SledEngine {
         settings: &SledSettings,
         new_log_id: LogId,
         to: &str,
-    ) -> Result<Self, OpenError> {
-        Self::start(path, settings, open::open_to_move(path, settings, new_log_id, to)?)
+    ) -> Result<(Self, Source), OpenError> {
+        let opened = open::open_to_move(path, settings, new_log_id, to)?;
+        let Meta { log_id, counter, digest, .. } = opened.meta;
+        let source = Source { log_id, changed: counter, print: digest };
+        Ok((Self::start(path, settings, opened)?, source))
+    }
+
+    /// Whether the directory says that it goes to another place, or went there.
+    pub fn is_moved(path: &Path) -> bool {
+        open::is_moved(path)
     }
 
     /// Lets be opened what was to go to another place.
@@ -196,6 +206,17 @@ impl SledEngine {
     /// When it is in use, or the disk refuses.
     pub fn give_back(path: &Path) -> Result<(), OpenError> {
         open::give_back(path)
+    }
+
+    /// Begins to read, behind the records that another capture had given when it was at this
+    /// [`place`](Capture::place). Nobody may have written since.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub fn capture_from(&self, place: &[u8]) -> Result<Box<dyn Capture>, CaptureError> {
+        let (queue, shared) = (Arc::clone(&self.queue), Arc::clone(&self.shared));
+        let submit = Box::new(move |job| submit(&queue, &shared, job));
+        Ok(Box::new(SledCapture::begin(Arc::clone(&self.shared), submit, place)?))
     }
 
     fn start(path: &Path, settings: &SledSettings, opened: Opened) -> Result<Self, OpenError> {
@@ -375,9 +396,7 @@ impl Engine for SledEngine {
     }
 
     fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
-        let (queue, shared) = (Arc::clone(&self.queue), Arc::clone(&self.shared));
-        let submit = Box::new(move |job| submit(&queue, &shared, job));
-        Ok(Box::new(SledCapture::begin(Arc::clone(&self.shared), submit)?))
+        self.capture_from(&[])
     }
 
     fn log_id(&self) -> LogId {

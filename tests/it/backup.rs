@@ -17,11 +17,8 @@ use avouch::client::watch::{Watch, WatchEvent, WatchSettings};
 use avouch::crypto::stream::{StreamKey, StreamOpener, StreamSealer};
 use avouch::domain::clock::ManualClock;
 use avouch::domain::entropy::{Entropy, SeededEntropy};
-use avouch::domain::ids::{Epochs, Generation, LogId, Revision};
-use avouch::domain::key::MacKeyId;
-use avouch::domain::scope::Names;
-use avouch::domain::secret::{SecretBytes, SecretText};
-use avouch::domain::session::{Device, Session};
+use avouch::domain::ids::{LogId, Revision};
+use avouch::domain::secret::SecretText;
 use avouch::pb::v1 as pb;
 use avouch::pb::v1::admin_service_client::AdminServiceClient;
 use avouch::pb::v1::revoke_request::Target;
@@ -41,6 +38,8 @@ use super::harness::{NOW, Server, bearer, options, reason, rounds, sled};
 use super::process::{self, PATIENCE, Process};
 
 mod killed;
+#[path = "../../examples/fill/sessions.rs"]
+pub(crate) mod sessions;
 
 const KEY: &str = super::harness::ENCRYPTION_KEY;
 
@@ -499,67 +498,13 @@ async fn a_backup_outlives_the_age_of_its_connection() {
     server.stop().await;
 }
 
-fn session(number: usize, entropy: &dyn Entropy) -> Session {
-    Session {
-        id: entropy.session_id(),
-        subject: format!("user-{number:012}").parse().unwrap(),
-        client: "web".parse().unwrap(),
-        scope: Names::new(["read", "write"]).unwrap(),
-        audience: Names::new(["orders"]).unwrap(),
-        epochs: Epochs::default(),
-        nonce: SecretBytes::new(entropy.bytes()),
-        generation: Generation::default(),
-        mac_key: MacKeyId(1),
-        created_at: NOW,
-        rotated_at: NOW,
-        idle_expires_at: NOW.after(Duration::from_secs(7 * 86_400)),
-        expires_at: NOW.after(Duration::from_secs(30 * 86_400)),
-        access_expires_at: NOW.after(Duration::from_secs(3_600)),
-        methods: Names::new(["pwd"]).unwrap(),
-        device: Device::default(),
-        revoked: None,
-    }
-}
-
 /// Opens sessions, many at a time.
 async fn fill(dir: &Path, sessions: usize) {
-    let settings = SledSettings {
-        min_free_bytes: 0,
-        max_group: 4096,
-        flush_deadline: Duration::from_secs(60),
-        ..SledSettings::new(SCHEMA_VERSION)
-    };
-    let engine = SledEngine::open(dir, &settings, LogId::from_bytes([1; 16])).unwrap();
-    let ledger = Arc::new(Ledger::new(engine));
-    let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
-    let next = Arc::new(AtomicUsize::new(0));
-    let workers = (0..2_000.min(sessions)).map(|_| {
-        let (ledger, entropy, next) =
-            (Arc::clone(&ledger), Arc::clone(&entropy), Arc::clone(&next));
-        tokio::spawn(async move {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= sessions {
-                    return;
-                }
-                let new = NewSession {
-                    session: session(number, &*entropy),
-                    max_per_subject: 10,
-                    looked_beyond: false,
-                    clear_attempts: None,
-                };
-                ledger.open_session(new, NOW).await.unwrap();
-            }
-        })
-    });
-    for worker in workers.collect::<Vec<_>>() {
-        worker.await.unwrap();
-    }
-    ledger.close().await;
+    sessions::fill(dir, sessions, 0, NOW).await;
 }
 
 /// Every record of a directory, but for the name of its log.
-fn records(dir: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub(crate) fn records(dir: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let settings = SledSettings { min_free_bytes: 0, ..SledSettings::new(SCHEMA_VERSION) };
     let engine = SledEngine::open(dir, &settings, LogId::from_bytes([1; 16])).unwrap();
     let all = engine.scan(&KeyRange::prefix(b""), Order::Ascending, usize::MAX).unwrap();
@@ -588,7 +533,7 @@ async fn a_backup_under_load_shows_one_moment() {
                 // What was acknowledged, with how much had been when it was.
                 let mut acked = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let session = session(2_000_000 + writer, entropy);
+                    let session = sessions::session(2_000_000 + writer, entropy, NOW);
                     let id = session.id;
                     let new = NewSession {
                         session,

@@ -549,8 +549,8 @@ async fn the_alerts_and_the_dashboard_ask_for_what_is_exported() {
         for (label, word) in matched(query) {
             let known = known_labels().into_iter().filter(|it| it.0 == label);
             let words: Vec<_> = known.flat_map(|it| it.2).collect();
-            let fine =
-                words.is_empty() && ["job", "namespace", "instance"].contains(&label.as_str());
+            let fine = words.is_empty()
+                && ["job", "namespace", "instance", "cronjob"].contains(&label.as_str());
             let fine = fine || word.split('|').all(|word| words.contains(&word));
             assert!(fine || word.starts_with('$'), "{query}: {label} is never {word}");
         }

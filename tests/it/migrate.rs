@@ -8,7 +8,6 @@ use avouch::app::offline::Files;
 use avouch::app::{BuildError, StoreOptions};
 use avouch::cli::offline::{Migrate, Migrated, Offline as _, OfflineError, Place, Restore, Verify};
 use avouch::config::sections;
-use avouch::crypto::OsEntropy;
 use avouch::domain::clock::ManualClock;
 use avouch::domain::ids::LogId;
 use avouch::domain::secret::SecretText;
@@ -24,6 +23,8 @@ use crate::harness::{
     ENCRYPTION_KEY, NOW, Server, assert_refused, bearer, etcd, memory, on_etcd, options,
 };
 use crate::support::etcd::{Etcd, fresh_prefix};
+
+mod resumed;
 
 fn in_etcd(prefix: &str) -> Place {
     let url = Etcd::shared().url(prefix).parse().expect("a URL");
@@ -62,7 +63,8 @@ async fn refusal(place: &Place) -> OpenError {
 }
 
 async fn migrate(from: &Place, to: &Place) -> Result<Migrated, OfflineError> {
-    Files.migrate(Migrate { from: from.clone(), to: to.clone() }, &mut |_| {}).await
+    let job = Migrate { from: from.clone(), to: to.clone(), anew: false };
+    Files.migrate(job, &mut |_| {}).await
 }
 
 /// Who is known, and what they hold.
@@ -169,7 +171,7 @@ async fn a_replica_whose_store_is_taken_writes_nothing_more_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_move_that_was_cut_off_opens_nowhere_and_is_done_again() {
+async fn what_a_restore_left_that_was_cut_off_opens_nowhere_and_a_move_removes_it() {
     let home = tempfile::tempdir().expect("a directory");
     let (from, to) = (directory(&home.path().join("a")), in_etcd(&fresh_prefix()));
     let server = server_on(&from).await;
@@ -177,7 +179,7 @@ async fn a_move_that_was_cut_off_opens_nowhere_and_is_done_again() {
     server.stop().await;
     let StoreOptions::Etcd(settings) = opened(&to) else { panic!("an etcd") };
     let log_id = LogId::from_bytes([9; 16]);
-    let begun = EtcdRestore::begin(*settings, log_id, Arc::new(OsEntropy)).await;
+    let begun = EtcdRestore::begin(*settings, log_id).await;
     let mut begun = begun.expect("it is empty");
     // More than fits into what is on its way at once, so that some of it is there.
     let changes = (0..5_000_u32).map(|n| {

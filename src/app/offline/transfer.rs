@@ -3,7 +3,6 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -16,6 +15,7 @@ use crate::store::Store as _;
 use crate::store::backup::{Capture, CaptureError, Captured, Change, Point};
 use crate::store::etcd::restore::EtcdRestore;
 use crate::store::ledger::Ledger;
+use crate::store::moving::{Mark, Source};
 use crate::store::sled::SledEngine;
 use crate::store::sled::restore::Restore as SledRestore;
 
@@ -36,6 +36,35 @@ pub(super) enum Target {
 }
 
 impl Target {
+    /// Begins a move, where nothing is yet, or goes on with one that was cut off.
+    pub(super) async fn begin_move(place: &Place, anew: bool) -> Result<Self, OfflineError> {
+        match place {
+            Place::Directory(path) => {
+                let begun = SledRestore::begin_move(path, settings(), anew).map_err(restore)?;
+                Ok(Self::Sled(Box::new(begun)))
+            }
+            Place::Etcd { url, access } => {
+                let settings = crate::app::etcd::settings(url, access);
+                let begun = EtcdRestore::begin_move(settings, new_log(), anew).await;
+                Ok(Self::Etcd(Box::new(begun.map_err(restore)?)))
+            }
+        }
+    }
+
+    /// What moves into it. Gives what is there of it.
+    pub(super) fn set_source(&mut self, source: Source) -> Result<Mark, OfflineError> {
+        match self {
+            Self::Sled(target) => target.set_source(source),
+            Self::Etcd(target) => target.set_source(source),
+        }
+        .map_err(restore)
+    }
+
+    /// Whether it has to be given everything, whatever is there.
+    pub(super) const fn wants_everything(&self) -> bool {
+        matches!(self, Self::Etcd(_))
+    }
+
     /// Begins, where nothing is yet.
     pub(super) async fn begin(place: &Place) -> Result<Self, OfflineError> {
         match place {
@@ -45,24 +74,28 @@ impl Target {
             }
             Place::Etcd { url, access } => {
                 let settings = crate::app::etcd::settings(url, access);
-                let begun = EtcdRestore::begin(settings, new_log(), Arc::new(OsEntropy)).await;
+                let begun = EtcdRestore::begin(settings, new_log()).await;
                 Ok(Self::Etcd(Box::new(begun.map_err(restore)?)))
             }
         }
     }
 
-    async fn apply(&mut self, changes: Vec<Change>) -> Result<(), OfflineError> {
+    async fn apply(&mut self, changes: Vec<Change>, place: Vec<u8>) -> Result<(), OfflineError> {
         match self {
-            Self::Sled(target) => target.apply(&changes).map_err(restore),
+            Self::Sled(target) => target.apply(&changes, place).map_err(restore),
             Self::Etcd(target) => target.apply(changes).await.map_err(restore),
         }
     }
 
-    /// Leaves it as empty as it was, as far as that can be done.
-    pub(super) async fn abandon(self) {
+    /// Leaves it as empty as it was, as far as that can be done; but for a move that can go on with what
+    /// is there.
+    pub(super) async fn give_up(self, error: &OfflineError) {
+        let is_damaged = matches!(error, OfflineError::Damaged(_));
         match self {
-            // It does that when it is dropped.
+            // It knows itself, and does that when it is dropped.
+            Self::Sled(target) if is_damaged => target.abandon(),
             Self::Sled(_) => {}
+            Self::Etcd(target) if !is_damaged && target.can_go_on() => {}
             Self::Etcd(target) => target.abandon().await,
         }
     }
@@ -81,11 +114,11 @@ impl Target {
                 restored.finish().map_err(restore)?;
                 Ok(cursor)
             }
-            Self::Etcd(mut target) => match target.finish(point).await {
+            Self::Etcd(mut target) => match target.finish(point).await.map_err(restore) {
                 Ok(cursor) => Ok(cursor),
                 Err(error) => {
-                    target.abandon().await;
-                    Err(restore(error))
+                    Self::Etcd(target).give_up(&error).await;
+                    Err(error)
                 }
             },
         }
@@ -97,17 +130,18 @@ pub(super) fn new_log() -> LogId {
     LogId::from_bytes(entropy.bytes())
 }
 
-/// Takes everything from a capture to where it goes. Says what it was, where its log stands now, and how
-/// many records it is.
+/// Takes everything from a capture to where it goes, which comes behind `records` others. Says what it was,
+/// where its log stands now, and how many records it is.
 pub(super) async fn transfer(
     capture: Box<dyn Capture>,
     mut to: Target,
+    records: u64,
     told: &mut dyn FnMut(u64),
 ) -> Result<(Point, Cursor, u64), OfflineError> {
-    match fill(capture, &mut to, told).await {
+    match fill(capture, &mut to, records, told).await {
         Ok((point, records)) => Ok((point, to.finish(&point).await?, records)),
         Err(error) => {
-            to.abandon().await;
+            to.give_up(&error).await;
             Err(error)
         }
     }
@@ -116,15 +150,15 @@ pub(super) async fn transfer(
 async fn fill(
     capture: Box<dyn Capture>,
     to: &mut Target,
+    mut records: u64,
     told: &mut dyn FnMut(u64),
 ) -> Result<(Point, u64), OfflineError> {
     let mut pieces = reading(capture);
-    let mut records = 0;
-    while let Some(piece) = pieces.recv().await {
+    while let Some((piece, place)) = pieces.recv().await {
         match piece.map_err(captured)? {
             Captured::Changes(changes) => {
                 records += changes.len() as u64;
-                to.apply(changes).await?;
+                to.apply(changes, place).await?;
                 told(records);
             }
             Captured::Point(point) => return Ok((point, records)),
@@ -133,14 +167,17 @@ async fn fill(
     Err(OfflineError::Other("the old store was not read to its end".to_owned()))
 }
 
+/// What a capture gives, and where it is then.
+type Piece = (Result<Captured, CaptureError>, Vec<u8>);
+
 /// What a capture gives, from a thread that may wait for it.
-fn reading(mut capture: Box<dyn Capture>) -> mpsc::Receiver<Result<Captured, CaptureError>> {
+fn reading(mut capture: Box<dyn Capture>) -> mpsc::Receiver<Piece> {
     let (to, pieces) = mpsc::channel(AHEAD);
     tokio::task::spawn_blocking(move || {
         loop {
             let piece = capture.next();
             let last = !matches!(piece, Ok(Captured::Changes(_)));
-            if to.blocking_send(piece).is_err() || last {
+            if to.blocking_send((piece, capture.place())).is_err() || last {
                 return;
             }
         }

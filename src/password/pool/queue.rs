@@ -1,6 +1,7 @@
 //! The queue before the threads: what waits, and what is turned away.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -47,15 +48,19 @@ impl Job {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) queue: VecDeque<Job>,
-    /// How many jobs of the queue are of each source. A source without any is not in it.
+    /// How many places of the queue are kept for jobs that are still to come.
+    pub(super) reserved: usize,
+    /// How many jobs of the queue, and places that are kept, are of each source. A source without any
+    /// is not in it.
     pub(super) waiting: HashMap<u64, usize>,
     pub(super) stats: PoolStats,
     pub(super) stopping: bool,
 }
 
 impl State {
+    /// Puts a job in the place that was kept for it.
     fn push(&mut self, job: Job) {
-        *self.waiting.entry(job.source).or_default() += 1;
+        self.reserved -= 1;
         self.queue.push_back(job);
     }
 
@@ -110,31 +115,27 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn enqueue(&self, mut job: Job) -> Result<(), HashError> {
+    /// Keeps a place of the queue.
+    pub(super) fn reserve(self: &Arc<Self>, source: u64) -> Result<Place, HashError> {
         let mut state = self.lock();
-        self.admit(&mut state, job.source).inspect_err(|_| job.span.fail("shed"))?;
-        state.push(job);
-        drop(state);
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    pub(super) fn admit(&self, state: &mut State, source: u64) -> Result<(), HashError> {
         if state.stopping {
             return Err(HashError::Stopped);
         }
-        if self.refusal(state, source).is_some() {
+        if self.refusal(&state, source).is_some() {
             state.drop_abandoned();
         }
-        if let Some(refusal) = self.refusal(state, source) {
+        if let Some(refusal) = self.refusal(&state, source) {
             match refusal {
                 Refusal::Full => state.stats.shed_full += 1,
                 Refusal::Source => state.stats.shed_source += 1,
             }
-            let retry_after = self.wait_at(state, self.place(state)).max(MIN_RETRY_AFTER);
+            let retry_after = self.wait_at(&state, self.place(&state)).max(MIN_RETRY_AFTER);
             return Err(HashError::Busy { retry_after });
         }
-        Ok(())
+        state.reserved += 1;
+        *state.waiting.entry(source).or_default() += 1;
+        drop(state);
+        Ok(Place { shared: Arc::clone(self), source, taken: false })
     }
 
     fn refusal(&self, state: &State, source: u64) -> Option<Refusal> {
@@ -153,7 +154,8 @@ impl Shared {
 
     /// The place in the queue that a job put in now would get; 0 when a worker is free for it.
     pub(super) fn place(&self, state: &State) -> usize {
-        (state.queue.len() + state.stats.running + 1).saturating_sub(self.settings.workers)
+        (state.queue.len() + state.reserved + state.stats.running + 1)
+            .saturating_sub(self.settings.workers)
     }
 
     /// How long the job at this place waits, as hashes went of late.
@@ -174,6 +176,44 @@ impl Shared {
             .and_then(|places| usize::try_from(places).ok())
             .unwrap_or(usize::MAX);
         in_time.min(self.settings.max_queued)
+    }
+}
+
+/// A place of the queue that is kept for one hash. Dropped, it is free for others.
+pub struct Place {
+    shared: Arc<Shared>,
+    source: u64,
+    taken: bool,
+}
+
+impl Place {
+    /// Puts a job in it.
+    pub(super) fn take(mut self, job: Task, span: Child) -> Result<(), HashError> {
+        let mut state = self.shared.lock();
+        if state.stopping {
+            return Err(HashError::Stopped);
+        }
+        state.push(Job { source: self.source, since: Instant::now(), span, task: job });
+        drop(state);
+        self.taken = true;
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.taken {
+            let mut state = self.shared.lock();
+            state.reserved -= 1;
+            state.forget(self.source);
+        }
     }
 }
 

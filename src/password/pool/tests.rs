@@ -68,6 +68,16 @@ fn start(hasher: &Arc<Hasher>, source: u64) -> JoinHandle<Result<PasswordHash, H
     tokio::spawn(async move { hasher.hash(source, text("password")).await })
 }
 
+/// In a place of its own.
+async fn verify(
+    hasher: &Hasher,
+    source: u64,
+    candidate: SecretText,
+    stored: Option<PasswordHash>,
+) -> Result<Verification, HashError> {
+    hasher.verify(hasher.reserve(source)?, candidate, stored).await
+}
+
 async fn until(hasher: &Hasher, reached: impl Fn(PoolStats) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !reached(hasher.stats()) {
@@ -100,7 +110,7 @@ async fn checks_what_it_hashed() {
         ("Pass\u{e9} compos\u{e9} ", Verification::Mismatch),
         ("pass\u{e9} compos\u{e9}", Verification::Mismatch),
     ] {
-        let answer = hasher.verify(1, text(candidate), Some(stored.clone())).await;
+        let answer = verify(&hasher, 1, text(candidate), Some(stored.clone())).await;
         assert_eq!(answer, Ok(verdict), "{candidate:?}");
     }
     let second = hasher.hash(1, text("Pass\u{e9} compos\u{e9}")).await.unwrap();
@@ -112,7 +122,7 @@ async fn checks_what_it_hashed() {
 async fn an_unknown_user_never_matches_and_costs_a_hash() {
     let (hasher, _) = hasher(settings(1, 8));
     for candidate in ["password", "a first hash", " "] {
-        let answer = hasher.verify(1, text(candidate), None).await;
+        let answer = verify(&hasher, 1, text(candidate), None).await;
         assert_eq!(answer, Ok(Verification::Mismatch));
     }
     assert_eq!(hasher.stats().completed, 3);
@@ -127,7 +137,7 @@ async fn what_can_be_no_password_is_not_hashed() {
         ("a\0b", PasswordError::Character),
         (&long, PasswordError::TooLong),
     ] {
-        let answer = hasher.verify(1, text(candidate), None).await;
+        let answer = verify(&hasher, 1, text(candidate), None).await;
         assert_eq!(answer, Err(HashError::Password(error)));
         let answer = hasher.hash(1, text(candidate)).await;
         assert_eq!(answer.unwrap_err(), HashError::Password(error));
@@ -143,7 +153,7 @@ async fn an_old_hash_still_verifies_and_asks_to_be_replaced() {
     let old = Engine::new(HashParams::weak_for_tests(), Arc::default())
         .hash(&text("password"), [1; 16])
         .unwrap();
-    let answer = hasher.verify(1, text("password"), Some(old.clone())).await;
+    let answer = verify(&hasher, 1, text("password"), Some(old.clone())).await;
     assert_eq!(answer, Ok(Verification::Match));
     assert!(hasher.needs_rehash(&old));
     let new = hasher.hash(1, text("password")).await.unwrap();
@@ -159,7 +169,7 @@ async fn turns_away_at_once_what_does_not_fit() {
         admitted.push(start(&hasher, source));
         until(&hasher, |stats| stats.queued as u64 == source).await;
     }
-    let Err(HashError::Busy { retry_after }) = hasher.verify(3, text("a"), None).await else {
+    let Err(HashError::Busy { retry_after }) = verify(&hasher, 3, text("a"), None).await else {
         panic!("should be turned away");
     };
     assert!(retry_after >= MIN_RETRY_AFTER);
@@ -170,7 +180,7 @@ async fn turns_away_at_once_what_does_not_fit() {
     for job in admitted {
         assert!(job.await.unwrap().is_ok());
     }
-    assert!(hasher.verify(3, text("a"), None).await.is_ok());
+    assert!(verify(&hasher, 3, text("a"), None).await.is_ok());
 }
 
 #[tokio::test]
@@ -178,11 +188,11 @@ async fn turns_away_what_would_wait_too_long() {
     let queue_max_wait = Duration::from_nanos(1);
     let (hasher, gate) = hasher(PoolSettings { queue_max_wait, ..settings(1, 1000) });
     let running = occupy(&hasher, &gate).await;
-    let answer = hasher.verify(1, text("a"), None).await;
+    let answer = verify(&hasher, 1, text("a"), None).await;
     assert!(matches!(answer, Err(HashError::Busy { .. })));
     gate.open();
     assert!(running.await.unwrap().is_ok());
-    assert!(hasher.verify(1, text("a"), None).await.is_ok(), "a free worker is never refused");
+    assert!(verify(&hasher, 1, text("a"), None).await.is_ok(), "a free worker is never refused");
 }
 
 #[test]
@@ -212,7 +222,7 @@ async fn one_source_holds_its_share_and_no_more() {
         until(&hasher, |stats| stats.queued == queued).await;
     }
     for _ in 0..3 {
-        let answer = hasher.verify(66, text("a"), None).await;
+        let answer = verify(&hasher, 66, text("a"), None).await;
         assert!(matches!(answer, Err(HashError::Busy { .. })));
     }
     admitted.push(start(&hasher, 1));
@@ -225,6 +235,26 @@ async fn one_source_holds_its_share_and_no_more() {
         assert!(job.await.unwrap().is_ok());
     }
     assert!(hasher.shared.lock().waiting.is_empty());
+}
+
+#[tokio::test]
+async fn who_has_a_place_is_not_turned_away_and_who_waits_for_one_is() {
+    let (hasher, _) = hasher(PoolSettings { source_share: 2, ..settings(1, 2) });
+    let busy = |source| matches!(hasher.reserve(source), Err(HashError::Busy { .. }));
+    // One for the worker, two to wait. Nothing was hashed yet.
+    let places = [1, 2, 3].map(|source| hasher.reserve(source).unwrap());
+    assert!(busy(4));
+    assert_eq!((hasher.stats().shed_full, hasher.stats().queued), (1, 0));
+    let [first, second, third] = places;
+    assert_eq!(hasher.verify(first, text("a"), None).await, Ok(Verification::Mismatch));
+    // Whoever leaves before the hash leaves the place.
+    drop(second);
+    assert!(busy(3), "that source has its share");
+    assert_eq!(hasher.stats().shed_source, 1);
+    let other = hasher.reserve(5).unwrap();
+    drop((third, other));
+    let state = hasher.shared.lock();
+    assert!(state.waiting.is_empty() && state.reserved == 0);
 }
 
 #[tokio::test]
@@ -269,8 +299,9 @@ async fn many_at_once_each_get_their_own_answer() {
         tokio::spawn(async move {
             let own = format!("password {n}");
             let hash = hasher.hash(n, text(&own)).await?;
-            let right = hasher.verify(n, text(&own), Some(hash.clone())).await?;
-            let wrong = hasher.verify(n, text(&format!("password {}", n + 1)), Some(hash)).await?;
+            let right = verify(&hasher, n, text(&own), Some(hash.clone())).await?;
+            let wrong =
+                verify(&hasher, n, text(&format!("password {}", n + 1)), Some(hash)).await?;
             Ok::<_, HashError>((right, wrong))
         })
     }));
@@ -357,7 +388,7 @@ async fn no_work_says_who_exists() {
     ] {
         for password in ["password", "wrong"] {
             let before = hasher.stats();
-            hasher.verify(1, text(password), stored.clone()).await.unwrap();
+            verify(&hasher, 1, text(password), stored.clone()).await.unwrap();
             let after = hasher.stats();
             assert_eq!(after.completed - before.completed, 1, "{class}");
             let (work, usual) = (after.work_kib - before.work_kib, current.cost());

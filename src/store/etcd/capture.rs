@@ -50,6 +50,8 @@ pub(super) struct Pages<'a> {
     size: i64,
     /// How long that may take.
     patience: Duration,
+    /// The first key that is wanted.
+    from: Vec<u8>,
 }
 
 /// Keys that are still to be read.
@@ -62,6 +64,14 @@ enum Part {
 }
 
 impl Part {
+    /// Whether all of it is before a key.
+    fn is_before(&self, key: &[u8]) -> bool {
+        match self {
+            Self::One(at) => at.as_slice() < key,
+            Self::Beneath(at, _) => at.as_slice() < key && !key.starts_with(at),
+        }
+    }
+
     const fn count(&self) -> i64 {
         match self {
             Self::One(_) => 1,
@@ -86,7 +96,13 @@ impl<'a> Pages<'a> {
     /// Of the keys that begin so, which are so many, or fewer.
     pub(super) fn beneath(client: &'a Client, at: Vec<u8>, count: i64, revision: i64) -> Self {
         let parts = if count > 0 { vec![Part::Beneath(at, count)] } else { Vec::new() };
-        Self { client, parts, revision, size: PAGE, patience: client.request_timeout() }
+        let (size, patience) = (PAGE, client.request_timeout());
+        Self { client, parts, revision, size, patience, from: Vec::new() }
+    }
+
+    /// Of these, the ones from a key on.
+    fn from(self, from: Vec<u8>) -> Self {
+        Self { from, ..self }
     }
 
     /// The next keys; none after the last.
@@ -104,7 +120,8 @@ impl<'a> Pages<'a> {
             let ranges = page.iter().cloned().map(|part| self.at(part.range())).collect();
             match self.client.long_ranges(ranges, self.patience).await {
                 Ok(found) => {
-                    let kvs: Vec<_> = found.into_iter().flat_map(|found| found.kvs).collect();
+                    let kvs = found.into_iter().flat_map(|found| found.kvs);
+                    let kvs: Vec<_> = kvs.filter(|kv| *kv.key >= *self.from).collect();
                     if !kvs.is_empty() {
                         return Ok(Some(kvs));
                     }
@@ -135,7 +152,11 @@ impl<'a> Pages<'a> {
 
     async fn split(&mut self, at: Vec<u8>) -> Result<(), CallError> {
         let longer: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| [&at[..], &[byte]].concat()).collect();
+        let is_wanted = |part: &Part| !part.is_before(&self.from);
         let mut parts = vec![Part::One(at)];
+        parts.retain(is_wanted);
+        let longer: Vec<_> =
+            longer.into_iter().filter(|at| is_wanted(&Part::Beneath(at.clone(), 1))).collect();
         for some in longer.chunks(MAX_OPS) {
             let count = |at: &Vec<u8>| RangeRequest { count_only: true, ..beneath(at) };
             let counted = self.read(some.iter().map(count).collect()).await?;
@@ -192,10 +213,45 @@ impl Capturing {
     }
 }
 
+/// From where a capture reads.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Place {
+    /// The first key that is still to be read, as a decision knows it.
+    from: Vec<u8>,
+    /// The key of the pack that this is the first entry of. Empty when it is none.
+    pack: Vec<u8>,
+}
+
+impl Place {
+    fn encode(&self) -> Vec<u8> {
+        // No key is as long as that.
+        let len = u16::try_from(self.pack.len()).unwrap_or(u16::MAX);
+        [&len.to_be_bytes(), self.pack.as_slice(), &self.from].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (len, rest) = bytes.split_first_chunk::<2>()?;
+        let (pack, from) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+        Some(Self { from: from.to_vec(), pack: pack.to_vec() })
+    }
+
+    /// Behind a page, and with what of it is not packed yet.
+    fn behind(packer: &Packer, last: &[u8]) -> Self {
+        match packer.pending() {
+            Some((at, first)) => Self { from: first.to_vec(), pack: at.to_vec() },
+            None => Self { from: [last, &[0]].concat(), pack: Vec::new() },
+        }
+    }
+}
+
+/// What a capture gives next, and where it is then.
+type Piece = Result<(Captured, Place), CaptureError>;
+
 /// A capture that goes on.
 pub(super) struct EtcdCapture {
-    pages: mpsc::Receiver<Result<Captured, CaptureError>>,
+    pages: mpsc::Receiver<Piece>,
     point: Option<Point>,
+    place: Place,
     _only: Arc<()>,
 }
 
@@ -206,15 +262,40 @@ impl EtcdCapture {
         log_id: LogId,
         capturing: &Capturing,
     ) -> Result<Self, CaptureError> {
+        Self::begin_at(settings, log_id, capturing, Place::default(), 0)
+    }
+
+    /// Begins at the [`place`](Capture::place) of another, of the same records in the same state, which
+    /// had given what comes to this digest.
+    pub(super) fn go_on(
+        settings: &EtcdSettings,
+        log_id: LogId,
+        place: &[u8],
+        digest: u128,
+    ) -> Result<Self, CaptureError> {
+        let place = Place::decode(place).ok_or_else(|| {
+            StoreError::Corrupt("where a capture was cut off cannot be read".to_owned())
+        })?;
+        Self::begin_at(settings, log_id, &Capturing::default(), place, digest)
+    }
+
+    fn begin_at(
+        settings: &EtcdSettings,
+        log_id: LogId,
+        capturing: &Capturing,
+        place: Place,
+        digest: u128,
+    ) -> Result<Self, CaptureError> {
         let only = capturing.begin()?;
         let (to, pages) = mpsc::channel(PAGES_AHEAD);
         let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
+        let from = place.clone();
         tokio::spawn(async move {
-            if let Err(error) = read(&client, &keys, log_id, &to).await {
+            if let Err(error) = read(&client, &keys, log_id, (from, digest), &to).await {
                 _ = to.send(Err(error)).await;
             }
         });
-        Ok(Self { pages, point: None, _only: only })
+        Ok(Self { pages, point: None, place, _only: only })
     }
 }
 
@@ -231,36 +312,53 @@ async fn read(
     client: &Client,
     keys: &Keys,
     log_id: LogId,
-    to: &mpsc::Sender<Result<Captured, CaptureError>>,
+    (from, mut digest): (Place, u128),
+    to: &mpsc::Sender<Piece>,
 ) -> Result<(), CaptureError> {
     let head = range_of_one(keys.head());
     let (found, revision) = client.ranges(vec![head], Instant::now() + PATIENCE).await?;
     let head = found.first().and_then(|found| found.kvs.first()).map_or(0, |kv| kv.mod_revision);
-    let mut pages = Pages::new(client, keys, revision);
-    let (mut digest, mut packer) = (0_u128, Packer::default());
+    let mut pages = Pages::new(client, keys, revision).from(keys.at(&from.from));
+    let mut packer = if from.pack.is_empty() { Packer::default() } else { Packer::at(from.pack) };
+    let mut place = Place { from: from.from, pack: Vec::new() };
     while let Some(page) = pages.next().await? {
         let mut records = Vec::with_capacity(page.len());
         for kv in &page {
             match record(keys, kv)? {
                 Some((key, _)) if is_index_key(&key) => records.extend(packer.push(key)),
-                Some(record) => records.push(record),
+                Some(record) => {
+                    // What comes behind the entries of a kind is given behind all of them.
+                    records.extend(packer.finish());
+                    records.push(record);
+                }
                 None => {}
             }
         }
+        let last = page.last().and_then(|kv| keys.key_at(&kv.key)).unwrap_or_default();
+        place = Place::behind(&packer, last);
         let changes = given(records, &mut digest);
         // Whoever reads has gone.
-        if !changes.is_empty() && to.send(Ok(Captured::Changes(changes))).await.is_err() {
+        if !changes.is_empty() && send(to, Captured::Changes(changes), &place).await.is_err() {
             return Ok(());
         }
     }
-    let changes = given(packer.finish().into_iter().collect(), &mut digest);
-    if !changes.is_empty() && to.send(Ok(Captured::Changes(changes))).await.is_err() {
-        return Ok(());
+    if let Some(pack) = packer.finish() {
+        // Behind everything there is.
+        place = Place { from: vec![u8::MAX; 2], pack: Vec::new() };
+        let changes = given(vec![pack], &mut digest);
+        if send(to, Captured::Changes(changes), &place).await.is_err() {
+            return Ok(());
+        }
     }
     let number = |revision: i64| u64::try_from(revision).unwrap_or_default();
     let point = Point { log_id, head: Revision(number(head)), counter: number(revision), digest };
-    _ = to.send(Ok(Captured::Point(point))).await;
+    _ = send(to, Captured::Point(point), &place).await;
     Ok(())
+}
+
+/// Gives a piece; an error when whoever reads has gone.
+async fn send(to: &mpsc::Sender<Piece>, piece: Captured, place: &Place) -> Result<(), ()> {
+    to.send(Ok((piece, place.clone()))).await.map_err(drop)
 }
 
 /// Records as a capture gives them. Adds what they come to.
@@ -277,10 +375,15 @@ impl Capture for EtcdCapture {
             return Ok(Captured::Point(point));
         }
         let gone = || StoreError::Unavailable("it was closed meanwhile".to_owned());
-        let read = self.pages.blocking_recv().ok_or_else(gone)??;
+        let (read, place) = self.pages.blocking_recv().ok_or_else(gone)??;
+        self.place = place;
         if let Captured::Point(point) = &read {
             self.point = Some(*point);
         }
         Ok(read)
+    }
+
+    fn place(&self) -> Vec<u8> {
+        self.place.encode()
     }
 }

@@ -111,8 +111,7 @@ impl Core {
             };
             check(&wanted)?;
             // Only what is read and written: of what is only read, many may be under way at once.
-            let got = &attempt.last_run().got;
-            let both = self.locks.of(wanted.writes.keys().filter(|key| got.contains_key(*key)));
+            let both = self.locks.of(attempt.reads_and_writes(&wanted));
             // Who waited for a record that another has written meanwhile makes nobody else wait for it.
             locked.keep(&both);
             if !locked.covers(&both) && waits < MAX_WAITS {
@@ -120,7 +119,9 @@ impl Core {
                 // None while waiting for others, or two could wait for each other.
                 drop(std::mem::take(&mut locked));
                 locked = self.lock(both, deadline).await?;
-                if attempt.is_outdated(self.over()) {
+                // What a scan found is in no cache, so that it has to be read again.
+                let scans_again = attempt.forget_scans_before(locked.newest());
+                if scans_again || attempt.is_outdated(self.over()) {
                     continue;
                 }
             }
@@ -134,7 +135,7 @@ impl Core {
             };
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
             self.keep_writes(&wanted, stamp, revision);
-            drop(locked);
+            locked.wrote(revision);
             return self.told(answer, &wanted, revision, deadline).await;
         }
     }

@@ -8,6 +8,7 @@
 //! | `!meta` | which log this is, and in which cluster it was begun |
 //! | `!raft` | how far etcd's own log had come when it was written; see `raft.rs` |
 //! | `!head` | a stamp; etcd's revision of the key is that of the newest event |
+//! | `!moving` | how far a move into this prefix is, until it is there; see `onward.rs` |
 //! | `!board/` and a name | a note of a replica, under a lease; see `peers.rs` |
 //! | `!fence/` and a number | a stamp; see `resolve.rs` |
 //! | `!mark/` and a number | a stamp; see `resolve.rs` |
@@ -83,6 +84,11 @@ impl Keys {
     /// Where it is kept how far etcd's own log has come.
     pub(super) fn raft(&self) -> Vec<u8> {
         self.at(b"!raft")
+    }
+
+    /// Where a move says how far it is.
+    pub(super) fn moving(&self) -> Vec<u8> {
+        self.at(b"!moving")
     }
 
     pub(super) fn fence(&self, number: u8) -> Vec<u8> {

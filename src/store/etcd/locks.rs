@@ -10,9 +10,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 const LOCKS: u64 = 1024;
 
-/// Locks on keys. Two keys may share one.
+/// Locks on keys. Two keys may share one. Each holds the revision at which somebody who had it wrote last.
 pub(super) struct Locks {
-    locks: Vec<Arc<Mutex<()>>>,
+    locks: Vec<Arc<Mutex<i64>>>,
     hasher: RandomState,
 }
 
@@ -20,7 +20,7 @@ pub(super) struct Locks {
 #[derive(Default)]
 pub(super) struct Locked {
     which: BTreeSet<usize>,
-    guards: Vec<(usize, OwnedMutexGuard<()>)>,
+    guards: Vec<(usize, OwnedMutexGuard<i64>)>,
 }
 
 impl Locked {
@@ -32,6 +32,18 @@ impl Locked {
     pub(super) fn keep(&mut self, which: &BTreeSet<usize>) {
         self.which.retain(|number| which.contains(number));
         self.guards.retain(|(number, _)| which.contains(number));
+    }
+
+    /// The highest revision at which somebody wrote who had one of them before.
+    pub(super) fn newest(&self) -> i64 {
+        self.guards.iter().map(|(_, revision)| **revision).max().unwrap_or(0)
+    }
+
+    /// Lets go, having written at this revision.
+    pub(super) fn wrote(self, at: i64) {
+        for (_, mut revision) in self.guards {
+            *revision = at.max(*revision);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::client::{CallError, Client, found, revision_of};
 use super::keys::Keys;
-use super::pb::{RangeRequest, TxnRequest};
+use super::pb::{RangeRequest, RequestOp, TxnRequest};
 use super::request::{page, put, range_of_one, unchanged};
 use super::settings::EtcdSettings;
 use crate::domain::ids::LogId;
@@ -220,9 +220,23 @@ pub(in crate::store) async fn write(
     known: i64,
     deadline: Instant,
 ) -> Result<Option<i64>, CallError> {
+    write_with(client, keys, meta, known, Vec::new(), deadline).await
+}
+
+/// As [`write`], and does something besides.
+pub(super) async fn write_with(
+    client: &Client,
+    keys: &Keys,
+    meta: &Meta,
+    known: i64,
+    besides: Vec<RequestOp>,
+    deadline: Instant,
+) -> Result<Option<i64>, CallError> {
+    let mut success = vec![put(keys.meta(), meta.encode())];
+    success.extend(besides);
     let txn = TxnRequest {
         compare: vec![unchanged(keys.meta(), known)],
-        success: vec![put(keys.meta(), meta.encode())],
+        success,
         failure: vec![super::request::read(range_of_one(keys.meta()))],
     };
     let answer = client.txn(txn, deadline).await?;

@@ -15,6 +15,7 @@ use super::settings::EtcdSettings;
 use crate::domain::ids::LogId;
 use crate::store::OpenError;
 use crate::store::backup::{Capture, CaptureError};
+use crate::store::moving::{Mark, Source};
 
 /// How long one of these steps may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct EtcdRecords {
     settings: EtcdSettings,
     log_id: LogId,
+    /// When `!meta` was last changed, and in which cluster that is.
+    changed: i64,
+    cluster_id: u64,
+    was_moved: bool,
 }
 
 impl EtcdRecords {
@@ -31,11 +36,11 @@ impl EtcdRecords {
     /// # Errors
     /// As for [`EtcdEngine::open`](super::EtcdEngine::open).
     pub async fn look(settings: EtcdSettings) -> Result<Self, OpenError> {
-        let (meta, _) = find(&settings).await?;
+        let (meta, changed) = find(&settings).await?;
         if meta.standing == Standing::Restoring {
             return Err(OpenError::Unfinished { path: settings.place() });
         }
-        Ok(Self { log_id: meta.log_id, settings })
+        Ok(Self::of(settings, &meta, changed, false))
     }
 
     /// Takes them from whoever uses them: no server opens them any more.
@@ -43,8 +48,24 @@ impl EtcdRecords {
     /// # Errors
     /// As for [`EtcdEngine::open`](super::EtcdEngine::open).
     pub async fn take(settings: EtcdSettings) -> Result<Self, OpenError> {
-        let meta = change(&settings, Standing::Moved).await?;
-        Ok(Self { log_id: meta.log_id, settings })
+        let (meta, changed, was_moved) = change(&settings, Standing::Moved).await?;
+        Ok(Self::of(settings, &meta, changed, was_moved))
+    }
+
+    const fn of(settings: EtcdSettings, meta: &Meta, changed: i64, was_moved: bool) -> Self {
+        let Meta { log_id, cluster_id, .. } = *meta;
+        Self { settings, log_id, changed, cluster_id, was_moved }
+    }
+
+    /// Which records these are, in the state that they stay in until they are given back.
+    pub fn source(&self) -> Source {
+        let changed = u64::try_from(self.changed).unwrap_or_default();
+        Source { log_id: self.log_id, changed, print: self.cluster_id.into() }
+    }
+
+    /// Whether they had been taken before.
+    pub const fn was_moved(&self) -> bool {
+        self.was_moved
     }
 
     /// Lets servers open what was taken.
@@ -62,6 +83,18 @@ impl EtcdRecords {
     pub fn capture(&self) -> Result<Box<dyn Capture>, CaptureError> {
         let capture = EtcdCapture::begin(&self.settings, self.log_id, &Capturing::default())?;
         Ok(Box::new(capture))
+    }
+
+    /// Begins to read what comes behind a mark.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub fn capture_from(&self, mark: &Mark) -> Result<Box<dyn Capture>, CaptureError> {
+        if mark.place.is_empty() {
+            return self.capture();
+        }
+        let digest = mark.progress.digest;
+        Ok(Box::new(EtcdCapture::go_on(&self.settings, self.log_id, &mark.place, digest)?))
     }
 }
 
@@ -98,7 +131,8 @@ async fn find(settings: &EtcdSettings) -> Result<(Meta, i64), OpenError> {
     Ok((meta, kv.mod_revision))
 }
 
-async fn change(settings: &EtcdSettings, to: Standing) -> Result<Meta, OpenError> {
+/// Gives the record, when it was last changed, and whether it was so before.
+async fn change(settings: &EtcdSettings, to: Standing) -> Result<(Meta, i64, bool), OpenError> {
     let (client, keys) = (Client::new(settings, 0), Keys::new(&settings.prefix));
     loop {
         let (meta, known) = find(settings).await?;
@@ -110,11 +144,11 @@ async fn change(settings: &EtcdSettings, to: Standing) -> Result<Meta, OpenError
         }
         let wanted = Meta { standing: to, ..meta };
         if meta.standing == to {
-            return Ok(meta);
+            return Ok((meta, known, true));
         }
         let written = write(&client, &keys, &wanted, known, Instant::now() + PATIENCE).await;
-        if written.map_err(|error| away(settings, error))?.is_some() {
-            return Ok(wanted);
+        if let Some(changed) = written.map_err(|error| away(settings, error))? {
+            return Ok((wanted, changed, false));
         }
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Until everything is there and was read back, `!meta` says that it is unfinished, and no engine opens
 //! it: a restore that is cut off leaves nothing that serves. The next one removes what it has left.
+//!
+//! A move leaves a mark with each transaction and goes on from there when it was cut off: it is given all
+//! records again, writes those that the mark does not tell of, and reads all of them back as any other. To
+//! write a record once more changes nothing, so the mark may be behind.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +16,17 @@ use tokio::time::Instant;
 use super::capture::{Pages, record};
 use super::client::{CallError, Client};
 use super::keys::{EVENT, Keys, Stamp, stamped};
-use super::meta::{Meta, Standing, write};
+use super::meta::{Meta, Standing, write, write_with};
+use super::onward::Onward;
 use super::pb::request_op::Request as Op;
 use super::pb::{DeleteRangeRequest, KeyValue, RangeRequest, RequestOp, TxnRequest};
 use super::request::{put, range_of_one, unchanged};
 use super::settings::EtcdSettings;
-use crate::domain::entropy::Entropy;
 use crate::domain::ids::{Cursor, LogId, Revision};
 use crate::store::OpenError;
 use crate::store::backup::{Change, Point, RestoreError};
 use crate::store::engine::{KeyRange, Value, is_index_key};
+use crate::store::moving::{CHANGED, Mark, Source};
 use crate::store::sled::{entries_in, fingerprint};
 
 /// How many records go into one transaction. etcd takes 128 unless it is told otherwise.
@@ -43,15 +48,17 @@ pub struct EtcdRestore {
     client: Arc<Client>,
     keys: Keys,
     settings: EtcdSettings,
-    entropy: Arc<dyn Entropy>,
     /// What `!meta` holds meanwhile, and when it was put there.
     meta: Meta,
     begun: i64,
     batch: Vec<RequestOp>,
     batch_bytes: usize,
-    writes: JoinSet<Result<i64, CallError>>,
-    /// What was given comes to this, in packs.
-    digest: u128,
+    /// Each gives its number.
+    writes: JoinSet<Result<u64, CallError>>,
+    /// How much was given, in packs, and how much of it is there.
+    onward: Onward,
+    /// What a move left that was cut off.
+    left: Option<Mark>,
     /// What is to be there then, one by one.
     there: Tally,
     events: Vec<(Vec<u8>, Value)>,
@@ -85,10 +92,27 @@ impl EtcdRestore {
     ///
     /// # Errors
     /// See [`RestoreError`].
-    pub async fn begin(
+    pub async fn begin(settings: EtcdSettings, log_id: LogId) -> Result<Self, RestoreError> {
+        Self::begin_with(settings, log_id, false).await
+    }
+
+    /// Begins a move. What one left that was cut off stays, unless it is to begin anew. Next is
+    /// [`Self::set_source`].
+    ///
+    /// # Errors
+    /// See [`RestoreError`].
+    pub async fn begin_move(
         settings: EtcdSettings,
         log_id: LogId,
-        entropy: Arc<dyn Entropy>,
+        anew: bool,
+    ) -> Result<Self, RestoreError> {
+        Self::begin_with(settings, log_id, !anew).await
+    }
+
+    async fn begin_with(
+        settings: EtcdSettings,
+        log_id: LogId,
+        goes_on: bool,
     ) -> Result<Self, RestoreError> {
         let request_timeout = settings.request_timeout.max(LONG);
         let patient = EtcdSettings { request_timeout, ..settings.clone() };
@@ -99,9 +123,9 @@ impl EtcdRestore {
         let (found, _) = client.ranges(own, deadline()).await.map_err(failed)?;
         let known = found.into_iter().next().unwrap_or_default().kvs.into_iter().next();
         let left = match &known {
-            None => false,
+            None => None,
             Some(kv) => match Meta::decode(&kv.value) {
-                Some(meta) if meta.standing == Standing::Restoring => true,
+                Some(meta) if meta.standing == Standing::Restoring => Some(meta),
                 Some(_) | None => return Err(not_empty(&settings)),
             },
         };
@@ -116,21 +140,28 @@ impl EtcdRestore {
         let before = known.map_or(0, |kv| kv.mod_revision);
         let begun = write(&client, &keys, &meta, before, deadline()).await.map_err(failed)?;
         let Some(begun) = begun else { return Err(not_empty(&settings)) };
-        let restore = Self {
+        let mut restore = Self {
             client,
             keys,
             settings,
-            entropy,
             meta,
             begun,
             batch: Vec::new(),
             batch_bytes: 0,
             writes: JoinSet::new(),
-            digest: 0,
+            onward: Onward::default(),
+            left: None,
             there: Tally::default(),
             events: Vec::new(),
         };
-        if left {
+        // Of another etcd, or another version, there is nothing to go on with.
+        let is_ours = |left: Meta| left.cluster_id == meta.cluster_id && left.schema == meta.schema;
+        if goes_on && left.is_some_and(is_ours) {
+            restore.left = restore.mark_that_is_there().await?;
+        }
+        if let Some(mark) = &restore.left {
+            restore.onward = Onward::from(mark);
+        } else if left.is_some() {
             restore.remove_the_rest().await?;
         } else if !restore.page_without_meta().await?.is_empty() {
             // It was not empty, and is now as it was.
@@ -138,6 +169,37 @@ impl EtcdRestore {
             return Err(not_empty(&restore.settings));
         }
         Ok(restore)
+    }
+
+    async fn mark_that_is_there(&self) -> Result<Option<Mark>, RestoreError> {
+        let moving = vec![range_of_one(self.keys.moving())];
+        let asked = self.client.ranges(moving, deadline()).await;
+        let (found, _) = asked.map_err(|error| self.failed(&error))?;
+        let kv = found.first().and_then(|found| found.kvs.first());
+        Ok(kv.and_then(|kv| Mark::decode(&kv.value)))
+    }
+
+    /// What a move writes from now on comes from here. Gives what is there of it. It is to be given from
+    /// its beginning all the same.
+    ///
+    /// # Errors
+    /// When what is there is of something else. It stays.
+    pub fn set_source(&mut self, source: Source) -> Result<Mark, RestoreError> {
+        let mark = self.left.clone().unwrap_or_else(|| Mark::new(source));
+        if let Some(what) = mark.refusal(&source) {
+            return Err(self.other_move(what));
+        }
+        self.onward.source = Some(source);
+        Ok(mark)
+    }
+
+    fn other_move(&self, what: &'static str) -> RestoreError {
+        RestoreError::OtherMove { path: self.settings.place(), what }
+    }
+
+    /// Whether another move can go on with what is there.
+    pub const fn can_go_on(&self) -> bool {
+        self.left.is_some() || self.onward.source.is_some()
     }
 
     /// Removes everything but `!meta`, a part at a time.
@@ -182,9 +244,7 @@ impl EtcdRestore {
     }
 
     async fn remove(&self, at: Vec<u8>) -> Result<(), RestoreError> {
-        let remove = DeleteRangeRequest { key: at.into(), ..DeleteRangeRequest::default() };
-        let remove = RequestOp { request: Some(Op::RequestDeleteRange(remove)) };
-        self.carry_out(vec![remove]).await.map(drop)
+        self.carry_out(vec![delete(at)]).await.map(drop)
     }
 
     async fn page_without_meta(&self) -> Result<Vec<Vec<u8>>, RestoreError> {
@@ -213,7 +273,7 @@ impl EtcdRestore {
             let Some(value) = value else {
                 return Err(RestoreError::Damaged("a record was removed while it was read".into()));
             };
-            self.digest = self.digest.wrapping_add(fingerprint(&key, &value));
+            let print = fingerprint(&key, &value);
             if key.first() == Some(&EVENT) {
                 self.there.add(&key, &value);
                 self.events.push((key, value));
@@ -227,13 +287,20 @@ impl EtcdRestore {
             } else {
                 self.add(&key, &value).await?;
             }
+            self.onward.gave(print);
+            if !self.onward.agrees() {
+                return Err(self.other_move(CHANGED));
+            }
         }
         Ok(())
     }
 
-    /// Writes a record, soon.
+    /// Writes a record, soon, unless it is there.
     async fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), RestoreError> {
         self.there.add(key, value);
+        if self.onward.is_there() {
+            return Ok(());
+        }
         let (at, stored) = (self.keys.at(key), stamped(key, value, STAMP));
         self.batch_bytes += at.len() + stored.len() + 16;
         self.batch.push(put(at, stored));
@@ -257,15 +324,23 @@ impl EtcdRestore {
         while self.writes.len() >= IN_FLIGHT {
             self.arrived().await?;
         }
+        let mut operations = operations;
+        let mark = self.onward.mark();
+        operations.extend(mark.map(|mark| put(self.keys.moving(), mark.encode())));
         let (client, txn) = (Arc::clone(&self.client), self.txn(operations));
-        self.writes.spawn(async move { sent(&client, txn).await });
+        let number = self.onward.sets_out();
+        self.writes.spawn(async move { sent(&client, txn).await.map(|_| number) });
         Ok(())
     }
 
     /// Waits for one that is on its way.
     async fn arrived(&mut self) -> Result<(), RestoreError> {
         match self.writes.join_next().await {
-            None | Some(Ok(Ok(_))) => Ok(()),
+            None => Ok(()),
+            Some(Ok(Ok(number))) => {
+                self.onward.arrived(number);
+                Ok(())
+            }
             Some(Ok(Err(error))) => Err(self.failed(&error)),
             Some(Err(error)) => {
                 let error = CallError::Unknown(error.to_string());
@@ -307,7 +382,10 @@ impl EtcdRestore {
     pub async fn finish(&mut self, point: &Point) -> Result<Cursor, RestoreError> {
         self.flush().await?;
         let mut events = std::mem::take(&mut self.events);
-        if self.digest != point.digest {
+        if self.onward.is_there() {
+            return Err(self.other_move(CHANGED));
+        }
+        if self.onward.given.digest != point.digest {
             let text = "its records do not come to what it says";
             return Err(RestoreError::Damaged(text.to_owned()));
         }
@@ -317,8 +395,15 @@ impl EtcdRestore {
         // Each in a transaction of its own, which gives it a revision of its own. They keep their order,
         // but for a few that are on their way at once: nothing asks which of two came first.
         events.sort();
-        for (_, value) in events {
-            let (at, head) = (self.keys.event(self.entropy.bytes()), self.keys.head());
+        // One that is written once more takes its own place.
+        let log_id = self.onward.source.map_or(self.meta.log_id, |source| source.log_id);
+        for (number, (key, value)) in (1..).zip(events) {
+            if number <= self.onward.there.events {
+                continue;
+            }
+            self.onward.given.events = number;
+            let name = fingerprint(log_id.as_bytes(), &key).to_be_bytes();
+            let (at, head) = (self.keys.event(name), self.keys.head());
             self.send(vec![put(at, value), put(head, STAMP.to_vec())]).await?;
         }
         while !self.writes.is_empty() {
@@ -334,7 +419,9 @@ impl EtcdRestore {
         let begun = super::raft::begin(&self.client, &self.keys, deadline()).await;
         begun.map_err(|error| self.failed(&error))?;
         let whole = Meta { standing: Standing::Whole, ..self.meta };
-        let written = write(&self.client, &self.keys, &whole, self.begun, deadline()).await;
+        let besides = vec![delete(self.keys.moving())];
+        let written =
+            write_with(&self.client, &self.keys, &whole, self.begun, besides, deadline()).await;
         match written.map_err(|error| self.failed(&error))? {
             Some(_) => Ok(Cursor { log_id: whole.log_id, revision: head }),
             None => Err(self.failed(&taken_over())),
@@ -365,6 +452,11 @@ impl EtcdRestore {
     fn failed(&self, error: &CallError) -> RestoreError {
         unreachable(&self.settings, error)
     }
+}
+
+fn delete(at: Vec<u8>) -> RequestOp {
+    let remove = DeleteRangeRequest { key: at.into(), ..DeleteRangeRequest::default() };
+    RequestOp { request: Some(Op::RequestDeleteRange(remove)) }
 }
 
 /// Carries out a transaction of [`EtcdRestore::txn`].

@@ -35,6 +35,10 @@ impl Scan {
     pub(super) fn range(&self) -> KeyRange {
         KeyRange { start: self.start.clone(), end: self.end.clone() }
     }
+
+    fn has(&self, key: &[u8]) -> bool {
+        *self.start <= *key && self.end.as_deref().is_none_or(|end| key < end)
+    }
 }
 
 /// What a scan found.
@@ -208,6 +212,32 @@ impl Attempt {
 
     pub(super) fn scan(&self, scan: &Scan) -> Option<&Scanned> {
         self.scans.get(scan)
+    }
+
+    /// Of what the last run wants to write, the keys that it rests on, and the beginnings of the ranges
+    /// that it rests on and writes into.
+    pub(super) fn reads_and_writes<'a>(
+        &'a self,
+        wanted: &'a Wanted,
+    ) -> impl Iterator<Item = &'a Vec<u8>> {
+        let run = &self.run;
+        let keys = wanted.writes.keys().filter(|key| run.got.contains_key(*key));
+        let ranges = run.scanned.iter().filter(|(scan, rests)| {
+            *rests != Rests::OnNothing && wanted.writes.keys().any(|key| scan.has(key))
+        });
+        keys.chain(ranges.map(|(scan, _)| &scan.start))
+    }
+
+    /// Scans that the last run rests on are read again if they were read before this revision. Says
+    /// whether there are any.
+    pub(super) fn forget_scans_before(&mut self, revision: i64) -> bool {
+        let before = self.scans.len();
+        let rested = &self.run.scanned;
+        self.scans.retain(|scan, scanned| {
+            let rests = rested.iter().any(|(of, rests)| of == scan && *rests != Rests::OnNothing);
+            !rests || scanned.as_of >= revision
+        });
+        self.scans.len() < before
     }
 
     /// What the last run rests on was not so any more: scans are read again.

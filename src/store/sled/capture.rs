@@ -132,9 +132,14 @@ pub(super) struct SledCapture {
 }
 
 impl SledCapture {
-    pub(super) fn begin(shared: Arc<Shared>, submit: Submit) -> Result<Self, CaptureError> {
+    pub(super) fn begin(
+        shared: Arc<Shared>,
+        submit: Submit,
+        place: &[u8],
+    ) -> Result<Self, CaptureError> {
         let recorder = shared.recording.begin(MAX_WAITING_BYTES)?;
-        Ok(Self { shared, submit, recorder, progress: Progress::Scanning(None) })
+        let last = (!place.is_empty()).then(|| sled::IVec::from(place));
+        Ok(Self { shared, submit, recorder, progress: Progress::Scanning(last) })
     }
 
     /// The next records of the scan; none when there are no more.
@@ -190,6 +195,14 @@ impl Capture for SledCapture {
             self.reach().map(Captured::Changes)
         } else {
             Ok(Captured::Changes(found))
+        }
+    }
+
+    /// The last key.
+    fn place(&self) -> Vec<u8> {
+        match &self.progress {
+            Progress::Scanning(Some(last)) => last.to_vec(),
+            Progress::Scanning(None) | Progress::Done(_) => Vec::new(),
         }
     }
 }

@@ -60,7 +60,7 @@ struct Covered {
 
 /// Reads all records with two threads, from both ends until they meet: wherever the records lie,
 /// each thread does what it can.
-fn digest(db: &sled::Db) -> Result<u128, String> {
+pub(super) fn digest(db: &sled::Db) -> Result<u128, String> {
     let covered = Mutex::new(Covered::default());
     let scan = |order| {
         catch_unwind(AssertUnwindSafe(|| scan(db, order, &covered)))

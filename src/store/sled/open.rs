@@ -109,6 +109,11 @@ pub(super) fn open_to_move(
     open_locked(path, settings, new_log_id, lock)
 }
 
+/// Whether the database in `path` goes to another place.
+pub(super) fn is_moved(path: &Path) -> bool {
+    path.join(MOVED).try_exists().unwrap_or(false)
+}
+
 /// Takes back that the database in `path` goes to another place.
 pub(super) fn give_back(path: &Path) -> Result<(), OpenError> {
     let _lock = lock_dir(path)?;
@@ -255,7 +260,7 @@ pub(super) fn lock_dir(path: &Path) -> Result<File, OpenError> {
 }
 
 /// A kill during recovery leaves a torn snapshot, which sled would read as a whole one, for ever.
-fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
+pub(super) fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
     for file in files_of(dir)? {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with("snap.") && name.ends_with(".generating") {

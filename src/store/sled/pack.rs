@@ -63,6 +63,16 @@ pub(in crate::store) struct Packer {
 }
 
 impl Packer {
+    /// Goes on with the pack that begins at `at` and has nothing in it yet.
+    pub(in crate::store) fn at(at: Vec<u8>) -> Self {
+        Self { at, entries: Vec::new() }
+    }
+
+    /// The key of the pack that is not full yet, and its first entry.
+    pub(in crate::store) fn pending(&self) -> Option<(&[u8], &[u8])> {
+        self.entries.first().map(|first| (self.at.as_slice(), first.as_slice()))
+    }
+
     /// Adds an entry. Gives the pack that is full, with its key.
     pub(in crate::store) fn push(&mut self, entry: Vec<u8>) -> Option<(Vec<u8>, Value)> {
         if self.at.first() != entry.first() {
@@ -187,5 +197,31 @@ mod tests {
         assert!(packs.is_sorted());
         let read: Vec<_> = packs.iter().flat_map(|(at, pack)| read(at, pack).unwrap()).collect();
         assert_eq!(read, entries);
+    }
+
+    #[test]
+    fn whoever_goes_on_with_a_pack_makes_the_same_ones() {
+        let mut entries: Vec<Vec<u8>> =
+            (0..100_u32).map(|n| [b"isubject/".as_slice(), &n.to_be_bytes()].concat()).collect();
+        entries.extend((0..3_u8).map(|n| vec![b'x', n]));
+        let mut whole = Packer::default();
+        let mut packs: Vec<_> =
+            entries.iter().filter_map(|entry| whole.push(entry.clone())).collect();
+        packs.extend(whole.finish());
+        for cut in 0..=entries.len() {
+            let mut packer = Packer::default();
+            let mut given: Vec<_> =
+                entries[..cut].iter().filter_map(|entry| packer.push(entry.clone())).collect();
+            let (mut again, from) = match packer.pending() {
+                None => (Packer::default(), cut),
+                Some((at, first)) => {
+                    let from = entries.iter().position(|entry| entry == first).unwrap();
+                    (Packer::at(at.to_vec()), from)
+                }
+            };
+            given.extend(entries[from..].iter().filter_map(|entry| again.push(entry.clone())));
+            given.extend(again.finish());
+            assert_eq!(given, packs, "cut after {cut}");
+        }
     }
 }

@@ -326,6 +326,29 @@ async fn nobody_has_more_sessions_than_the_limit_wherever_they_log_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logins_of_one_user_at_one_replica_do_not_meet() {
+    const LOGINS: u64 = 64;
+    let (_etcd, one, other) = two().await;
+    let ledger = Arc::new(one);
+    let mut tasks = JoinSet::new();
+    for number in 0..LOGINS {
+        let ledger = Arc::clone(&ledger);
+        tasks.spawn(async move {
+            let at = NOW.after(Duration::from_millis(number));
+            let (source, policy) = (number.to_be_bytes(), ThrottlePolicy::default());
+            ledger.begin_attempt([1; 8], source, policy, NOW).await.unwrap();
+            let clear_attempts = Some(([1; 8], source));
+            let new = NewSession { clear_attempts, ..new_session("ada", at) };
+            ledger.open_session(new, NOW).await.unwrap()
+        });
+    }
+    let opened = tasks.join_all().await;
+    assert!(opened.iter().all(|opened| matches!(opened, Opened::Open { .. })), "{opened:?}");
+    assert_eq!(ledger.engine().conflicts(), 0, "one after another, each on what is there");
+    drop(other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn guesses_at_two_replicas_count_together() {
     let (_etcd, one, other) = two().await;
     let ledgers = [Arc::new(one), Arc::new(other)];
