@@ -292,6 +292,17 @@ async fn of_many_who_present_one_token_anywhere_one_rotates_and_all_get_the_same
     assert!(matches!(after, Rotation::Refused(..)), "{after:?}");
 }
 
+/// Opens a session as a login does that has looked: here nobody has any beyond the limit.
+async fn opened(ledger: &Ledger<EtcdEngine>, new: NewSession, at: Timestamp) -> Opened {
+    match ledger.open_session(new.clone(), at).await.unwrap() {
+        Opened::LookBeyond => {
+            let new = NewSession { looked_beyond: true, ..new };
+            ledger.open_session(new, at).await.unwrap()
+        }
+        opened => opened,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_has_more_sessions_than_the_limit_wherever_they_log_in() {
     let (_etcd, one, other) = two().await;
@@ -300,17 +311,7 @@ async fn nobody_has_more_sessions_than_the_limit_wherever_they_log_in() {
     for task in 0..8 {
         let ledger = Arc::clone(&ledgers[task % 2]);
         let at = NOW.after(Duration::from_millis(u64::try_from(task).unwrap()));
-        tasks.spawn(async move {
-            let new = new_session("ada", at);
-            match ledger.open_session(new.clone(), at).await.unwrap() {
-                // It has looked: nobody has any beyond the limit here.
-                Opened::LookBeyond => {
-                    let new = NewSession { looked_beyond: true, ..new };
-                    ledger.open_session(new, at).await.unwrap()
-                }
-                opened => opened,
-            }
-        });
+        tasks.spawn(async move { opened(&ledger, new_session("ada", at), at).await });
     }
     let opened = tasks.join_all().await;
     let evicted =
@@ -339,7 +340,7 @@ async fn logins_of_one_user_at_one_replica_do_not_meet() {
             ledger.begin_attempt([1; 8], source, policy, NOW).await.unwrap();
             let clear_attempts = Some(([1; 8], source));
             let new = NewSession { clear_attempts, ..new_session("ada", at) };
-            ledger.open_session(new, NOW).await.unwrap()
+            opened(&ledger, new, NOW).await
         });
     }
     let opened = tasks.join_all().await;
