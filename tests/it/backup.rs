@@ -538,7 +538,7 @@ async fn a_backup_under_load_shows_one_moment() {
                     let new = NewSession {
                         session,
                         max_per_subject: 5,
-                        looked_beyond: false,
+                        looked_beyond: true,
                         clear_attempts: None,
                     };
                     store.open_session(new, NOW).await.unwrap();
