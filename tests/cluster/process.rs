@@ -17,6 +17,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) struct Program {
     node: Node,
     words: Vec<String>,
+    variables: Vec<(&'static str, PathBuf)>,
     directory: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -25,7 +26,14 @@ pub(crate) struct Program {
 impl Program {
     /// One that does not run yet; it will in this directory, and append what it says to a log.
     pub(crate) fn new(node: Node, words: Vec<String>, directory: &Path, log: PathBuf) -> Self {
-        Self { node, words, directory: directory.to_owned(), log, child: None }
+        let (variables, directory) = (Vec::new(), directory.to_owned());
+        Self { node, words, variables, directory, log, child: None }
+    }
+
+    /// The same, with this in its environment.
+    pub(crate) fn with_variable(mut self, name: &'static str, value: &Path) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
     }
 
     /// Starts it, unless it runs.
@@ -42,6 +50,7 @@ impl Program {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("RUST_BACKTRACE", "1")
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -82,6 +91,16 @@ impl Program {
         if let Some(mut child) = self.child.take() {
             child.kill().await.expect("killed");
         }
+    }
+
+    /// Its end, which comes by itself; what it said last.
+    pub(crate) async fn ended(&mut self) -> String {
+        if let Some(mut child) = self.child.take() {
+            let ended = timeout(PATIENCE, child.wait()).await;
+            let status = ended.expect("it ends by itself").expect("its end");
+            assert!(!status.success(), "it ends with an error: {}", self.tail(20));
+        }
+        self.tail(20)
     }
 
     /// SIGTERM, and its end.
