@@ -23,6 +23,8 @@ pub(crate) struct Rules {
     pub(crate) bound: Micros,
     /// How far clocks may differ so that a token from the one that is ahead is good everywhere at once.
     pub(crate) lead: Micros,
+    /// How much too early a token may be for a verifier.
+    pub(crate) leeway: Micros,
 }
 
 /// The rules, and when the clocks of replicas were further apart than they say.

@@ -45,7 +45,8 @@ const SKEW: Duration = Duration::from_millis(1500);
 pub(crate) fn rules() -> Rules {
     let micros = |it: Duration| u64::try_from(it.as_micros()).expect("short");
     let lead = Duration::from_secs(LEAD_SECS.unsigned_abs());
-    Rules { slack: 1_000_000, bound: micros(MAX_STALENESS + SKEW), lead: micros(lead) }
+    let (bound, lead) = (micros(MAX_STALENESS + SKEW), micros(lead));
+    Rules { slack: 1_000_000, bound, lead, leeway: micros(avouch::jwt::MAX_LEEWAY) }
 }
 
 /// Plays it. Panics when a promise was broken, or nothing goes on after a fault.

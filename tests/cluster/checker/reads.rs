@@ -208,7 +208,9 @@ fn verdicts(
                 }
             }
             Judged::Invalid
-                if verdict.returned + measures.slack(verdict.invoked, verdict.returned) < ends =>
+                if verdict.returned + measures.slack(verdict.invoked, verdict.returned) < ends
+                    && measures.apart(verdict.invoked, verdict.returned)
+                        <= measures.rules.leeway =>
             {
                 findings
                     .add(Promise::Bound, format!("verifier {who} refused as none: {verdict:?}"));

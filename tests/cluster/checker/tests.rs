@@ -10,7 +10,7 @@ use crate::history::{
     Token, Verdict,
 };
 
-const RULES: Rules = Rules { slack: 10, bound: 500, lead: 100 };
+const RULES: Rules = Rules { slack: 10, bound: 500, lead: 100, leeway: 50 };
 const WINDOW: Micros = 1_000;
 const LATER: Micros = 1_000_000;
 const SUBJECT: Subject = Subject(3);
