@@ -7,6 +7,7 @@ mod process;
 mod recorder;
 mod register;
 pub mod sidecar;
+pub mod view;
 
 pub use labels::{
     Code, HashOutcome, KeyState, Level, Listener, Method, Outcome, Refusal, ReuseCause, Rotation,

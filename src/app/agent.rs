@@ -32,6 +32,7 @@ use crate::listen::listener::{DrainSummary, ListenError, Listener};
 use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
 use crate::metrics::agent::{AgentLevels, AgentMetrics};
+use crate::metrics::view::ViewLevels;
 use crate::pb::v1;
 
 /// How long a call may take until its answer begins: longer than a cursor may be ahead.
@@ -262,13 +263,15 @@ async fn set_health(health: &HealthReporter, ready: bool, fresh: bool) {
 fn report(metrics: &AgentMetrics, agent: &Agent) {
     let status = agent.status();
     metrics.report(&AgentLevels {
-        synced: status.synced,
-        connected: status.connected,
-        age: status.age,
-        lag: status.lag,
-        revision: status.cursor.map_or(0, |cursor| cursor.revision.0),
-        entries: status.entries,
-        bytes: status.bytes,
+        view: ViewLevels {
+            synced: status.synced,
+            connected: status.connected,
+            age: status.age,
+            lag: status.lag,
+            revision: status.cursor.map_or(0, |cursor| cursor.revision.0),
+            entries: status.entries,
+            bytes: status.bytes,
+        },
         neighbours: status.neighbours,
         behind: status.behind,
         ring_entries: status.ring_entries,

@@ -29,7 +29,8 @@ use crate::listen::deadline::Deadline;
 use crate::listen::listener::{DrainSummary, ListenError, Listener};
 use crate::listen::panic::CatchPanic;
 use crate::listen::settings::{ListenSettings, Protocol};
-use crate::metrics::sidecar::{SidecarMetrics, ViewStatus};
+use crate::metrics::sidecar::{SidecarMetrics, VerifierLevels};
+use crate::metrics::view::ViewLevels;
 use crate::pb::v1;
 use crate::sidecar::ext_authz::{Authorization, SERVICE_NAME};
 use crate::sidecar::{Gate, Rule, forward_auth};
@@ -279,14 +280,16 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 
 fn report(metrics: &SidecarMetrics, verifier: &Verifier) {
     let (status, stats) = (verifier.status(), verifier.stats());
-    metrics.view(&ViewStatus {
-        synced: status.synced,
-        connected: status.connected,
-        age: status.age,
-        lag: status.lag,
-        revision: status.cursor.map_or(0, |cursor| cursor.revision.0),
-        entries: status.entries,
-        bytes: status.bytes,
+    metrics.report(&VerifierLevels {
+        view: ViewLevels {
+            synced: status.synced,
+            connected: status.connected,
+            age: status.age,
+            lag: status.lag,
+            revision: status.cursor.map_or(0, |cursor| cursor.revision.0),
+            entries: status.entries,
+            bytes: status.bytes,
+        },
         partial: status.partial,
         asked: stats.asked,
         opened: stats.opened,

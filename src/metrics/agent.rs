@@ -1,29 +1,16 @@
 //! What a node agent tells of itself.
 
-use std::time::Duration;
-
 use prometheus_client::registry::Registry;
 
 use super::register::Register;
-use super::{Count, Level64, Seconds, as_gauge, raise};
+use super::view::{ViewLevels, ViewMetrics};
+use super::{Count, Level64, as_gauge, raise};
 
 /// How an agent is doing, as it is told before each scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AgentLevels {
-    /// Whether a complete set is served.
-    pub synced: bool,
-    /// Whether the stream from the server is there.
-    pub connected: bool,
-    /// How long ago the moment was up to which all revocations are known.
-    pub age: Option<Duration>,
-    /// How long the newest revocation took from its commit until it was here.
-    pub lag: Option<Duration>,
-    /// The revision up to which everything is passed on.
-    pub revision: u64,
-    /// How many revocations are held.
-    pub entries: usize,
-    /// What they take.
-    pub bytes: usize,
+    /// What it passes on.
+    pub view: ViewLevels,
     /// Who watches here.
     pub neighbours: usize,
     /// How many revisions the last of them is behind.
@@ -41,13 +28,7 @@ pub struct AgentLevels {
 /// The recorders of a node agent.
 #[derive(Debug)]
 pub struct AgentMetrics {
-    synced: Level64,
-    connected: Level64,
-    age: Seconds,
-    lag: Seconds,
-    revision: Level64,
-    entries: Level64,
-    bytes: Level64,
+    view: ViewMetrics,
     neighbours: Level64,
     behind: Level64,
     ring_entries: Level64,
@@ -61,16 +42,7 @@ impl AgentMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let mut r = Register::avouch(registry).under("agent");
         Self {
-            synced: r.number("synced", "1 while a complete set is served"),
-            connected: r
-                .number("upstream_connected", "1 while the stream from the server is there"),
-            age: r.seconds("age", "Time since the moment up to which all revocations are known"),
-            lag: r
-                .seconds("lag", "Time of the newest revocation from its commit until it was here"),
-            revision: r
-                .number("applied_revision", "The revision up to which everything is passed on"),
-            entries: r.number("entries", "Revocations held"),
-            bytes: r.bytes("view", "Memory of the revocations held"),
+            view: ViewMetrics::register(&mut r),
             neighbours: r.number("neighbours", "Streams of neighbours open now"),
             behind: r.number("neighbours_behind", "Revisions that the last neighbour is behind"),
             cut: r.number("neighbours_cut", "Neighbours cut, as they took nothing"),
@@ -82,14 +54,7 @@ impl AgentMetrics {
 
     /// How the agent is doing now.
     pub fn report(&self, levels: &AgentLevels) {
-        self.synced.set(levels.synced.into());
-        self.connected.set(levels.connected.into());
-        // Nothing is known before the first set, which is no age of zero.
-        self.age.set(levels.age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
-        self.lag.set(levels.lag.unwrap_or_default().as_secs_f64());
-        self.revision.set(as_gauge(levels.revision));
-        self.entries.set(as_gauge(levels.entries as u64));
-        self.bytes.set(as_gauge(levels.bytes as u64));
+        self.view.report(&levels.view);
         self.neighbours.set(as_gauge(levels.neighbours as u64));
         self.behind.set(as_gauge(levels.behind));
         self.ring_entries.set(as_gauge(levels.ring_entries as u64));

@@ -10,7 +10,8 @@ use prometheus_client::registry::Registry;
 
 use super::labels::{label, label_set};
 use super::register::Register;
-use super::{Count, Level64, Seconds, as_gauge, raise};
+use super::view::{ViewLevels, ViewMetrics};
+use super::{Count, Level64, raise};
 
 label! {
     /// Who asks a sidecar.
@@ -117,21 +118,9 @@ fn latency() -> Histogram {
 
 /// How a verifier is doing, as it is told before each scrape.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ViewStatus {
-    /// Whether a complete set has come.
-    pub synced: bool,
-    /// Whether the stream is there.
-    pub connected: bool,
-    /// How long ago the moment was up to which all revocations are known.
-    pub age: Option<Duration>,
-    /// How long the newest revocation took from its commit until it was in force here.
-    pub lag: Option<Duration>,
-    /// The revision up to which everything is in force.
-    pub revision: u64,
-    /// How many revocations are held.
-    pub entries: usize,
-    /// What they take.
-    pub bytes: usize,
+pub struct VerifierLevels {
+    /// What it refuses tokens by.
+    pub view: ViewLevels,
     /// Whether some were left out, for lack of room.
     pub partial: bool,
     /// Questions to the server so far.
@@ -145,13 +134,7 @@ pub struct ViewStatus {
 pub struct SidecarMetrics {
     requests: Family<JudgedLabels, Count>,
     latency: Family<EntryLabels, Histogram, fn() -> Histogram>,
-    synced: Level64,
-    connected: Level64,
-    age: Seconds,
-    lag: Seconds,
-    revision: Level64,
-    entries: Level64,
-    bytes: Level64,
+    view: ViewMetrics,
     partial: Level64,
     asked: Count,
     opened: Count,
@@ -168,18 +151,7 @@ impl SidecarMetrics {
                 "Time of one judgement",
                 Family::new_with_constructor(latency as fn() -> Histogram),
             ),
-            synced: r.number("view_synced", "1 once the set of revocations was complete"),
-            connected: r.number("view_connected", "1 while the stream is there"),
-            age: r
-                .seconds("view_age", "Time since the moment up to which all revocations are known"),
-            lag: r.seconds(
-                "view_lag",
-                "Time of the newest revocation from its commit until it was in force here",
-            ),
-            revision: r
-                .number("applied_revision", "The revision up to which everything is in force"),
-            entries: r.number("view_entries", "Revocations held"),
-            bytes: r.bytes("view", "Memory of the revocations held"),
+            view: ViewMetrics::register(&mut r),
             partial: r.number("view_partial", "1 when some were left out"),
             asked: r.number("asked", "Questions to the server"),
             opened: r.number("opened", "Tokens accepted although what was known was too old"),
@@ -202,18 +174,11 @@ impl SidecarMetrics {
     }
 
     /// How the verifier is doing now.
-    pub fn view(&self, status: &ViewStatus) {
-        self.synced.set(status.synced.into());
-        self.connected.set(status.connected.into());
-        // Nothing is known before the first set, which is no age of zero.
-        self.age.set(status.age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
-        self.lag.set(status.lag.unwrap_or_default().as_secs_f64());
-        self.revision.set(as_gauge(status.revision));
-        self.entries.set(as_gauge(status.entries as u64));
-        self.bytes.set(as_gauge(status.bytes as u64));
-        self.partial.set(status.partial.into());
-        raise(&self.asked, status.asked);
-        raise(&self.opened, status.opened);
+    pub fn report(&self, levels: &VerifierLevels) {
+        self.view.report(&levels.view);
+        self.partial.set(levels.partial.into());
+        raise(&self.asked, levels.asked);
+        raise(&self.opened, levels.opened);
     }
 }
 
@@ -226,12 +191,13 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = SidecarMetrics::register(&mut registry);
         metrics.judged(Entry::ExtAuthz, Reason::Revoked, Duration::from_micros(20));
-        metrics.view(&ViewStatus {
+        let view = ViewLevels {
             synced: true,
             age: Some(Duration::from_millis(1500)),
             revision: 7,
-            ..ViewStatus::default()
-        });
+            ..ViewLevels::default()
+        };
+        metrics.report(&VerifierLevels { view, ..VerifierLevels::default() });
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [

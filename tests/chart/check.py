@@ -39,6 +39,7 @@ KUBERNETES = ("1.30", "1.35", "1.36", "1.37")
 # Kinds whose schemas are not Kubernetes' own. Their fields are in the snapshots only.
 FOREIGN = {
     ("cert-manager.io/v1", "Certificate"),
+    ("monitoring.coreos.com/v1", "PodMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),
     ("monitoring.coreos.com/v1", "ServiceMonitor"),
     ("networking.istio.io/v1", "ServiceEntry"),
@@ -778,6 +779,8 @@ class Cluster(unittest.TestCase):
             ("NetworkPolicy", "spec.podSelector.matchLabels", {"app": "x"}),
             ("ServiceAccount", "automountServiceAccountToken", True),
             ("ServiceMonitor", "spec.endpoints", [{"port": "metrics"}]),
+            ("PodMonitor", "spec.podMetricsEndpoints", [{"port": "metrics"}]),
+            ("PodMonitor", "spec.selector.matchLabels", {"app": "x"}),
         ]:
             objects = render(profile("full"))
             at = next(n for n, it in enumerate(objects) if it["kind"] == kind)

@@ -218,6 +218,13 @@ def joined(everything):
                 ports = {p["name"] for s in found for p in s["spec"]["ports"]}
                 if len(found) != 1 or not {e["port"] for e in it["spec"]["endpoints"]} <= ports:
                     bad.append(f"{name}: scrapes {len(found)} services")
+        if it["kind"] == "PodMonitor":
+            selected = [spec for where, meta, spec, _ in pods
+                        if where == namespace
+                        and it["spec"]["selector"]["matchLabels"].items() <= meta.get("labels", {}).items()]
+            ports = {p["name"] for spec in selected for c in spec["containers"] for p in c.get("ports", [])}
+            if len(selected) != 1 or not {e["port"] for e in it["spec"]["podMetricsEndpoints"]} <= ports:
+                bad.append(f"{name}: scrapes {len(selected)} kinds of pods")
         if it["kind"] == "PodDisruptionBudget":
             selected = [owner["spec"].get("replicas", 2) for where, meta, _, owner in pods
                         if where == namespace

@@ -522,7 +522,9 @@ async fn the_alerts_and_the_dashboard_ask_for_what_is_exported() {
     let run = run().await;
     let scrape = scrape(&run.addresses).await;
     run.process.kill().await;
-    let names = scrape.names();
+    let mut names = scrape.names();
+    names.extend(registered(|registry| _ = SidecarMetrics::register(registry)).names());
+    names.extend(registered(|registry| _ = AgentMetrics::register(registry)).names());
     let dashboard: serde_json::Value =
         serde_json::from_str(&read("helm/avouch/files/dashboard.json")).expect("JSON");
     let mut queries = Vec::new();

@@ -525,3 +525,23 @@ async fn the_client_gives_up_a_stream_that_is_silent_for_three_heartbeats() {
     event_where(&mut watch, is_synced).await;
     assert_eq!(watch.cursor(), Some(feed.head()));
 }
+
+/// Who looks elsewhere in between, as in a `select!`, notices it as well.
+#[tokio::test]
+async fn a_silent_stream_is_given_up_by_a_client_who_waits_in_many_short_turns() {
+    let (_world, _feed, address) = begin(FeedSettings::default()).await;
+    let proxy = Proxy::to(address).await;
+    let mut watch = follow(vec![endpoint(proxy.address)]);
+    event_where(&mut watch, is_synced).await;
+    proxy.mute(true);
+    let lost = timeout(LONG, async {
+        loop {
+            match timeout(Duration::from_millis(20), watch.next()).await {
+                Ok(event) if is_lost(&event) => return event,
+                Ok(_) | Err(_) => {}
+            }
+        }
+    });
+    let lost = lost.await.expect("it is noticed in time");
+    assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::Silent, .. }), "{lost:?}");
+}

@@ -12,6 +12,11 @@ pub(super) fn read_cursor(cursor: &v1::Cursor) -> Option<Cursor> {
     Some(Cursor { log_id: cursor.log_id.parse().ok()?, revision: Revision(cursor.revision) })
 }
 
+/// A position, as it is sent.
+pub(super) fn write_cursor(cursor: Cursor) -> v1::Cursor {
+    v1::Cursor { log_id: cursor.log_id.to_string(), revision: cursor.revision.0 }
+}
+
 /// A moment.
 pub(crate) fn moment(at: &prost_types::Timestamp) -> Option<Timestamp> {
     let millis = u64::try_from(at.seconds).ok()?.checked_mul(1000)?;

@@ -62,12 +62,12 @@ async fn nothing_is_served_before_the_first_set_is_complete() {
     let _neighbour = rig.watch(None).await;
     let (_, _, text) = http_get(rig.ops, "/metrics", "").await;
     for line in [
-        "avouch_agent_synced 1",
-        "avouch_agent_upstream_connected 1",
+        "avouch_agent_view_synced 1",
+        "avouch_agent_view_connected 1",
         "avouch_agent_neighbours ",
-        "avouch_agent_age_seconds ",
-        "avouch_agent_lag_seconds ",
-        "avouch_agent_entries 0",
+        "avouch_agent_view_age_seconds ",
+        "avouch_agent_view_lag_seconds ",
+        "avouch_agent_view_entries 0",
         "avouch_agent_snapshots_total 1",
     ] {
         assert!(text.contains(line), "{line} not in\n{text}");
