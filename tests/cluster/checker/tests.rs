@@ -1,6 +1,8 @@
 //! The checker refuses what breaks a promise, and nothing else. A bad history is a good one with one
 //! thing changed.
 
+mod clocks;
+
 use proptest::prelude::*;
 
 use super::{Findings, Promise, Rules, check};
