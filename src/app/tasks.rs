@@ -128,8 +128,7 @@ impl Contact {
             let unproved = proved.unwrap_or_else(|| began.elapsed());
             let clocks = service.feed().clock_standing().unwrap_or_default();
             // Time never runs backwards: a clock that was set right is not yet in step.
-            let stands_still =
-                outvoted.is_some() && clocks.others >= 2 && service.time_is_ahead();
+            let stands_still = outvoted.is_some() && clocks.others >= 2 && service.time_is_ahead();
             let is_outvoted = clocks.outvoted || stands_still;
             if store_is_away {
                 let is_cut_off = proved.is_none_or(|ago| ago > CUT_OFF_AFTER);

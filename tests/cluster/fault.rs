@@ -221,3 +221,23 @@ impl Trouble {
         names.join(" + ")
     }
 }
+
+#[test]
+fn two_faults_never_wait_for_each_other_nor_are_two_clocks_wrong() {
+    let dice = Dice::new(7, "pairs");
+    let pairs = (0..5_000).filter_map(|_| {
+        let trouble = Trouble::any(Store::Etcd, &dice);
+        trouble.second.map(|second| [trouble.first.name(), second.name()])
+    });
+    let pairs: Vec<[&str; 2]> = pairs.collect();
+    assert!(pairs.len() > 1_000, "{}", pairs.len());
+    for names in pairs {
+        let one =
+            |what: &[&str]| names.iter().any(|name| what.iter().any(|it| name.starts_with(it)));
+        assert!(!names.iter().all(|name| name.starts_with("clock")), "{names:?}");
+        assert!(!one(&["rolling"]) || one(&["clock"]), "{names:?}");
+        assert!(!one(&["etcd out"]) || one(&["replica", "clock"]), "{names:?}");
+        assert!(!one(&["slow disk"]) || !one(&["leader paused", "member paused"]), "{names:?}");
+        assert!(!one(&["started with"]), "{names:?}");
+    }
+}

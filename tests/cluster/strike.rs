@@ -39,9 +39,13 @@ enum Undo {
 }
 
 impl Undo {
-    /// Whether it takes members that are led.
-    const fn is_late(&self) -> bool {
-        matches!(self, Self::Quota | Self::Compaction(_) | Self::StartReplica(_))
+    /// What comes later the higher this is: 1 takes members that are led, and 2 that they have room, too.
+    const fn turn(&self) -> u8 {
+        match self {
+            Self::Quota | Self::Compaction(_) => 1,
+            Self::StartReplica(_) => 2,
+            _ => 0,
+        }
     }
 }
 
@@ -63,13 +67,12 @@ impl Trouble {
         if dice.chance(50) {
             undos.reverse();
         }
-        // What takes members that are led comes last.
-        undos.sort_by_key(Undo::is_late);
+        undos.sort_by_key(Undo::turn);
         let mut led = false;
         let mut gap = Duration::ZERO;
         for undo in undos {
             sleep(gap).await;
-            if undo.is_late() && !std::mem::replace(&mut led, true) {
+            if undo.turn() > 0 && !std::mem::replace(&mut led, true) {
                 all_are_led(rig).await;
             }
             undo.put_right(rig, recorder, alone).await;

@@ -416,6 +416,40 @@ async fn what_a_client_missed_does_not_turn_its_clock_back() {
     event_where(&mut watch, is_synced).await;
 }
 
+/// What is taken for the server's clock comes back to it when that has stood still: or everything would
+/// look old for as long as the stream lives, and tokens would end too early.
+#[tokio::test]
+async fn a_server_clock_that_stood_still_is_told_anew() {
+    let (world, _feed, address) = begin(FeedSettings::default()).await;
+    let world = Arc::new(world);
+    // Set back by so much, it stands so long. A stream that shows nothing new for 2.5 s is left for that.
+    let stands = Duration::from_secs(2);
+    let running = tokio::spawn({
+        let world = Arc::clone(&world);
+        async move {
+            let mut shown = tokio::time::Instant::now() + stands;
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let now = tokio::time::Instant::now();
+                world.clock.advance(now.saturating_duration_since(shown));
+                shown = shown.max(now);
+            }
+        }
+    });
+    let mut watch = follow(vec![endpoint(address)]);
+    event_where(&mut watch, is_synced).await;
+    let lost = event_where(&mut watch, is_lost).await;
+    assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::Late, .. }), "{lost:?}");
+    let ahead = |watch: &Watch| {
+        let told = watch.fresh().expect("synced").server_time(tokio::time::Instant::now());
+        told.since(avouch::domain::clock::Clock::now(&*world.clock))
+    };
+    assert!(ahead(&watch) >= Duration::from_secs(1), "{:?}", ahead(&watch));
+    event_where(&mut watch, is_synced).await;
+    assert!(ahead(&watch) < Duration::from_secs(1), "{:?}", ahead(&watch));
+    running.abort();
+}
+
 /// While a store proves nothing, no new digest is made; the last one must not outlive what it counts.
 #[tokio::test]
 async fn a_digest_is_not_held_against_what_has_expired_since() {

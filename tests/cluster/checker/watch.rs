@@ -89,12 +89,22 @@ fn waits(history: &History, findings: &mut Findings) {
                 Seen::Batch { shown, .. } => shown.iter().any(|it| it.revision == event.revision),
                 _ => false,
             });
-            if was_there && !told {
+            if was_there && !told && !is_sent_away(&seen[to..], event.revision) {
                 let text = format!("watcher {watcher} is said to have applied {event:?}: {call:?}");
                 findings.add(Promise::Applied, text);
             }
         }
     }
+}
+
+/// Whether the server had ended the stream by then, and that was still on its way: what comes next of it
+/// is its good-bye, before anything as late as this revision.
+fn is_sent_away(next: &[(Micros, Seen)], revision: u64) -> bool {
+    let mut before = next
+        .iter()
+        .map(|(_, it)| it)
+        .skip_while(|it| matches!(it, Seen::Heartbeat(at) if *at < revision));
+    matches!(before.next(), Some(Seen::Lost(why)) if why.starts_with("GoAway"))
 }
 
 /// What stands at one revision is one event for everybody.
