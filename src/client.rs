@@ -6,6 +6,7 @@ pub mod identity;
 mod retry;
 pub mod token_source;
 pub mod transport;
+pub mod upstream;
 pub mod watch;
 
 pub use retry::RetrySettings;

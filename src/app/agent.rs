@@ -8,7 +8,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Endpoint;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -17,6 +16,7 @@ use tower_layer::Layer as _;
 use super::own_token::own_token;
 use crate::agent::{Agent, AgentSettings, Neighbours, Unfit};
 use crate::client::token_source::TokenSource;
+use crate::client::upstream::Upstream;
 use crate::client::watch::WatchSettings;
 use crate::crypto::OsEntropy;
 use crate::domain::address::Address;
@@ -53,7 +53,7 @@ pub struct AgentOptions {
     /// Where metrics and probes are; none leaves them out.
     pub ops: Option<Address>,
     /// How to reach the server, certificates included.
-    pub server: Endpoint,
+    pub server: Upstream,
     /// Who the agent is to the server, when its certificate does not say.
     pub client: Option<v1::ClientAuthentication>,
     /// The name of this agent in the server's metrics and logs.
@@ -70,12 +70,12 @@ pub struct AgentOptions {
 
 impl AgentOptions {
     /// An agent at `listen` for the server behind `server`, with the usual limits.
-    pub fn new(listen: Address, server: Endpoint) -> Self {
+    pub fn new(listen: Address, server: impl Into<Upstream>) -> Self {
         Self {
             listen,
             socket_mode: 0o660,
             ops: None,
-            server,
+            server: server.into(),
             client: None,
             name: "avouch-node-agent".to_owned(),
             max_entries: 4_000_000,
@@ -147,11 +147,12 @@ pub async fn build(options: AgentOptions) -> Result<BoundAgent, AgentError> {
     let listener = bind(options.listen, Protocol::Http2)?;
     let ops_listener = options.ops.map(|address| bind(address, Protocol::Auto)).transpose()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let server = options.server;
     let mut keeping = JoinSet::new();
     let tokens = match options.client {
         Some(client) => {
-            let (channel, entropy) = (options.server.connect_lazy(), Arc::clone(&entropy));
-            Some(own_token(client, channel, clock, entropy, &mut keeping).await)
+            let (transport, entropy) = (server.transport.clone(), Arc::clone(&entropy));
+            Some(own_token(client, transport, clock, entropy, &mut keeping).await)
         }
         None => None,
     };
@@ -163,7 +164,7 @@ pub async fn build(options: AgentOptions) -> Result<BoundAgent, AgentError> {
         authorization,
         refused,
         max_entries: options.max_entries,
-        ..WatchSettings::new(vec![options.server])
+        ..server.watch()
     };
     let feed = FeedSettings {
         max_watchers: options.max_neighbours,

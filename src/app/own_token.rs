@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 use crate::client::identity::{ClientCredential, Identity, Login};
 use crate::client::token_source::TokenSource;
+use crate::client::transport::Transport;
 use crate::domain::clock::Clock;
 use crate::domain::entropy::Entropy;
 use crate::pb::v1;
@@ -17,16 +17,16 @@ const SERVER_AUDIENCE: &str = "avouch";
 /// How long the start waits for the first token; then it goes on, and is not ready.
 const FIRST_LOGIN: Duration = Duration::from_secs(2);
 
-/// A source of tokens for `client` over `channel`, kept fresh by a task in `keeping`. Waits a moment for
+/// A source of tokens for `client` over `transport`, kept fresh by a task in `keeping`. Waits a moment for
 /// the first one; without it the first try to follow would be refused.
 pub(super) async fn own_token(
     client: v1::ClientAuthentication,
-    channel: Channel,
+    transport: Transport,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     keeping: &mut JoinSet<()>,
 ) -> TokenSource {
-    let identity = Identity::new(channel, credential(client), Arc::clone(&entropy));
+    let identity = Identity::new(transport, credential(client), Arc::clone(&entropy));
     let login = Login::client_credentials().for_audiences([SERVER_AUDIENCE]);
     let tokens = TokenSource::client_credentials(identity, login, clock, entropy);
     match tokio::time::timeout(FIRST_LOGIN, tokens.token()).await {

@@ -16,6 +16,7 @@ use tower_layer::Layer as _;
 
 use super::own_token::own_token;
 use crate::client::token_source::TokenSource;
+use crate::client::upstream::Upstream;
 use crate::client::watch::WatchSettings;
 use crate::config::rules;
 use crate::config::sidecar::{self as config, SidecarConfig};
@@ -46,7 +47,7 @@ pub struct SidecarOptions {
     /// The checked configuration.
     pub config: SidecarConfig,
     /// How to reach the server, certificates included.
-    pub server: Endpoint,
+    pub server: Upstream,
     /// Who the sidecar is to the server, when its certificate does not say.
     pub client: Option<v1::ClientAuthentication>,
 }
@@ -131,25 +132,26 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         forward_auth: bind(sidecar.forward_auth.as_ref(), Protocol::Auto, mode, &entropy)?,
         ops: bind(sidecar.ops.as_ref(), Protocol::Auto, mode, &entropy)?,
     };
-    let channel = server.connect_lazy();
     let mut keeping = JoinSet::new();
     let tokens = match client {
         Some(client) => {
-            let (channel, entropy) = (channel.clone(), Arc::clone(&entropy));
-            Some(own_token(client, channel, Arc::clone(&clock), entropy, &mut keeping).await)
+            let (transport, entropy) = (server.transport.clone(), Arc::clone(&entropy));
+            Some(own_token(client, transport, Arc::clone(&clock), entropy, &mut keeping).await)
         }
         None => None,
     };
     let authorization = tokens.as_ref().map(TokenSource::authorization);
     let refused = tokens.as_ref().map(TokenSource::refused);
     let agent = sidecar.agent.as_ref().map(agent_at).transpose()?;
+    // An agent asks for no credential, so it is shown none.
+    let shown = authorization.clone().filter(|_| agent.is_none());
+    let followed = agent.map_or_else(|| server.watch(), |agent| WatchSettings::new(vec![agent]));
     let watch = WatchSettings {
         filter: v1::RevocationFilter { audiences: config.audiences(), client_ids: Vec::new() },
         subscriber_id: sidecar.name.clone(),
-        // An agent asks for no credential, so it is shown none.
-        authorization: authorization.clone().filter(|_| agent.is_none()),
+        authorization: shown,
         refused,
-        ..WatchSettings::new(vec![agent.unwrap_or(server)])
+        ..followed
     };
     let settings = VerifierSettings {
         leeway: sidecar.leeway,
@@ -158,7 +160,7 @@ pub async fn build(options: SidecarOptions) -> Result<BoundSidecar, SidecarError
         remembered: sidecar.remembered_tokens,
         ..VerifierSettings::new(sidecar.issuer.clone().unwrap_or_default(), watch)
     };
-    let ask = Arc::new(AskServer::new(channel, authorization));
+    let ask = Arc::new(AskServer::new(server.transport, authorization));
     let verifier = Verifier::start(settings, clock, entropy, Some(ask));
     let mut registry = Registry::default();
     let metrics = Arc::new(SidecarMetrics::register(&mut registry));

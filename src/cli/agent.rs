@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
-
 use super::args::{Global, duration};
-use super::connection::{authentication, endpoint};
+use super::connection::{authentication, upstream};
 use super::failure::Failure;
 use super::files::ClientCredentials;
 use super::serve::ServeError;
+use crate::client::upstream::Upstream;
 use crate::domain::address::Address;
 use crate::pb::v1::ClientAuthentication;
 
@@ -105,7 +104,7 @@ pub struct NodeAgentOptions {
     /// What is logged.
     pub log_level: String,
     /// The server, certificates included.
-    pub server: Endpoint,
+    pub server: Upstream,
     /// The client, when its certificate does not say.
     pub client: Option<ClientAuthentication>,
 }
@@ -140,7 +139,7 @@ impl NodeAgent {
             drain_timeout: self.drain_timeout,
             log_json: self.log_format == "json",
             log_level: self.log_level,
-            server: endpoint(global)?,
+            server: upstream(global)?,
             client: credentials.as_ref().map(authentication),
         };
         agent(options).await.map_err(|error| Failure::Other(error.to_string()))

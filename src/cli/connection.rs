@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -12,7 +13,10 @@ use super::args::Global;
 use super::failure::Failure;
 use super::files::{ClientCredentials, FileError};
 use super::password;
+use crate::client::balance::{BalanceSettings, Replicas, SystemResolver, Target};
+use crate::client::upstream::Upstream;
 use crate::config::read_secret_file;
+use crate::crypto::OsEntropy;
 use crate::domain::refresh_token::RefreshToken;
 use crate::domain::secret::SecretText;
 use crate::pb::v1::admin_service_client::AdminServiceClient;
@@ -205,6 +209,7 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Failure> {
     Ok(value)
 }
 
+/// One connection to the server.
 pub(super) fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::from_shared(global.server.clone())
         .map_err(|_| Failure::Usage("--server must be a URL such as http://127.0.0.1:7700".into()))?
@@ -212,13 +217,37 @@ pub(super) fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(5))
         .tcp_nodelay(true);
+    match tls(global)? {
+        None => Ok(endpoint),
+        Some(tls) => endpoint
+            .tls_config(tls)
+            .map_err(|error| Failure::Other(format!("the certificates cannot be used: {error}"))),
+    }
+}
+
+/// All replicas of the server, for who stays: its name is looked up again and again.
+pub(super) fn upstream(global: &Global) -> Result<Upstream, Failure> {
+    if global.server.starts_with("unix:") {
+        return Ok(endpoint(global)?.into());
+    }
+    let target = match tls(global)? {
+        None => Target::plaintext(&global.server),
+        Some(tls) => Target::tls(&global.server, tls),
+    };
+    let target = target.map_err(|error| Failure::Usage(format!("--server: {error}")))?;
+    let (names, every) = (Arc::new(SystemResolver), BalanceSettings::default());
+    Ok(Replicas::start(target, names, every, Arc::new(OsEntropy)).into())
+}
+
+/// The certificates, where the server is reached over TLS.
+fn tls(global: &Global) -> Result<Option<ClientTlsConfig>, Failure> {
     if !global.server.starts_with("https://") {
         if global.ca_file.is_some() || global.cert.is_some() {
             return Err(Failure::Usage(
                 "certificates need a --server that begins with https://".into(),
             ));
         }
-        return Ok(endpoint);
+        return Ok(None);
     }
     let read = |path: &Path| {
         std::fs::read(path)
@@ -229,15 +258,13 @@ pub(super) fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
             "https needs --ca-file: the CA of the server's certificate".into(),
         ));
     };
-    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
     match (&global.cert, &global.key) {
         (Some(cert), Some(key)) => {
-            tls = tls.identity(Identity::from_pem(read(cert)?, read_secret_file(key)?.expose()));
+            let identity = Identity::from_pem(read(cert)?, read_secret_file(key)?.expose());
+            Ok(Some(tls.identity(identity)))
         }
-        (None, None) => {}
-        _ => return Err(Failure::Usage("--cert and --key go together".into())),
+        (None, None) => Ok(Some(tls)),
+        _ => Err(Failure::Usage("--cert and --key go together".into())),
     }
-    endpoint
-        .tls_config(tls)
-        .map_err(|error| Failure::Other(format!("the certificates cannot be used: {error}")))
 }

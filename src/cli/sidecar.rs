@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use tonic::transport::Endpoint;
-
 use super::args::Global;
-use super::connection::{authentication, endpoint};
+use super::connection::{authentication, upstream};
 use super::failure::Failure;
 use super::files::{ClientCredentials, read_json};
 use super::output::{self, Output};
 use super::serve::ServeError;
+use crate::client::upstream::Upstream;
 use crate::config::sidecar::{SidecarConfig, load};
 use crate::config::{self, Sources};
 use crate::pb::v1::ClientAuthentication;
@@ -118,7 +117,7 @@ pub(super) struct Sidecar {
 /// How a sidecar reaches its server, and who it is there.
 pub struct SidecarLink {
     /// The server, certificates included.
-    pub server: Endpoint,
+    pub server: Upstream,
     /// The client, when its certificate does not say.
     pub client: Option<ClientAuthentication>,
 }
@@ -151,7 +150,7 @@ impl Sidecar {
             let text = "say who the sidecar is: --credentials FILE, or --cert and --key";
             return Err(Failure::Usage(text.into()));
         }
-        let server = endpoint(global)?;
+        let server = upstream(global)?;
         let link = SidecarLink { server, client: credentials.as_ref().map(authentication) };
         sidecar(config, link).await.map_err(|error| Failure::Other(error.to_string()))
     }

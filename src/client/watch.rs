@@ -42,6 +42,9 @@ pub struct Watch {
     /// Streams that were left because they were not fresh, since one was.
     frozen: u32,
     next_endpoint: usize,
+    /// Where to begin among replicas that were found: in the order in which they were, everybody would
+    /// begin at the same one.
+    first_replica: usize,
     retry_at: Option<Instant>,
     /// When what has expired was dropped last.
     expired_at: Instant,
@@ -53,7 +56,6 @@ impl Watch {
         let view = Arc::new(ArcSwap::from_pointee(View::with_limit(settings.max_entries)));
         Self {
             settings,
-            entropy,
             view,
             pending: None,
             cursor: None,
@@ -62,8 +64,10 @@ impl Watch {
             tries: 0,
             frozen: 0,
             next_endpoint: 0,
+            first_replica: usize::from(u16::from_be_bytes(entropy.bytes())),
             retry_at: None,
             expired_at: Instant::now(),
+            entropy,
         }
     }
 
@@ -109,7 +113,7 @@ impl Watch {
     }
 
     async fn connect(&mut self) -> Result<(), WatchEvent> {
-        let Some(endpoint) = self.next_endpoint() else {
+        let Some(endpoint) = self.endpoint().await else {
             return Err(self.lose(Lost::Connect("there are no endpoints".to_owned())));
         };
         match Live::open(endpoint, &self.settings, self.cursor).await {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tonic::Request;
-use tonic::transport::Channel;
 use v1::identity_service_client::IdentityServiceClient;
 
 use crate::client::identity::Identity;
+use crate::client::transport::Transport;
 use crate::client::watch::Authorization;
 use crate::domain::secret::SecretText;
 use crate::pb::v1;
@@ -42,15 +42,15 @@ pub trait Ask: Send + Sync + 'static {
 /// Asks over gRPC: Introspect and GetKeySet.
 #[derive(Clone)]
 pub struct AskServer {
-    client: IdentityServiceClient<Channel>,
+    client: IdentityServiceClient<Transport>,
     authorization: Option<Authorization>,
 }
 
 impl AskServer {
-    /// Asks over `channel`, with this credential when the certificate is not it.
-    pub fn new(channel: Channel, authorization: Option<Authorization>) -> Self {
-        let client =
-            IdentityServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    /// Asks over `transport`, with this credential when the certificate is not it.
+    pub fn new(transport: impl Into<Transport>, authorization: Option<Authorization>) -> Self {
+        let client = IdentityServiceClient::new(transport.into())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, authorization }
     }
 

@@ -3,7 +3,7 @@
 mod board;
 mod cut;
 mod etcd;
-mod rig;
+pub(crate) mod rig;
 mod shared;
 mod sweep;
 mod time;

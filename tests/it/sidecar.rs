@@ -5,5 +5,6 @@ mod command;
 mod envoy;
 mod forward;
 mod hostile;
+mod replicas;
 pub(crate) mod rig;
 mod stale;

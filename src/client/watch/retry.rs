@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
@@ -11,6 +11,8 @@ use super::{LONGEST_PAUSE, Lost, Watch, WatchEvent};
 use crate::domain::clock::Timestamp;
 use crate::pb::v1;
 
+/// How long a try waits for the replicas to be found.
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
 /// The shortest wait before connecting again.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// How long a replica may say nothing of being fresh before another one is tried, if one is known, and
@@ -20,22 +22,37 @@ const FROZEN_AFTER: (Duration, Duration) = (Duration::from_millis(2_500), Durati
 const LONGEST_FROZEN: Duration = Duration::from_secs(30);
 
 impl Watch {
-    fn with_endpoints<T>(&self, look: impl FnOnce(&[Endpoint]) -> T) -> T {
-        let replicas =
-            self.settings.replicas.as_ref().map(|replicas| Arc::clone(&replicas.borrow()));
-        let known = replicas.as_deref().filter(|replicas| !replicas.is_empty());
-        look(known.unwrap_or(&self.settings.endpoints))
+    /// The replicas that were found, or else the endpoints that were named.
+    fn known_endpoints(&self) -> (Arc<[Endpoint]>, usize) {
+        let found = self.settings.replicas.as_ref().map(|replicas| Arc::clone(&replicas.borrow()));
+        match found.filter(|replicas| !replicas.is_empty()) {
+            Some(replicas) => (replicas, self.first_replica),
+            None => (self.settings.endpoints.as_slice().into(), 0),
+        }
     }
 
-    pub(super) fn next_endpoint(&mut self) -> Option<Endpoint> {
+    /// Where to try next. Waits a while for the first that there is.
+    pub(super) async fn endpoint(&mut self) -> Option<Endpoint> {
+        let there_are = |it: &Arc<[Endpoint]>| !it.is_empty();
+        if self.settings.endpoints.is_empty()
+            && let Some(replicas) = &mut self.settings.replicas
+        {
+            // After it there are some, or nobody looks for them any more.
+            drop(timeout(FOUND_WITHIN, replicas.wait_for(there_are)).await);
+        }
+        self.next_endpoint()
+    }
+
+    fn next_endpoint(&mut self) -> Option<Endpoint> {
         let next = self.next_endpoint;
         self.next_endpoint = next.wrapping_add(1);
-        self.with_endpoints(|endpoints| endpoints.get(next % endpoints.len().max(1)).cloned())
+        let (endpoints, first) = self.known_endpoints();
+        endpoints.get(first.wrapping_add(next) % endpoints.len().max(1)).cloned()
     }
 
     /// Leaves a replica that has said for too long nothing of being fresh.
     pub(super) fn move_on(&mut self, as_of: Timestamp, received: Instant) -> Result<(), Lost> {
-        let others = self.with_endpoints(<[Endpoint]>::len) > 1;
+        let others = self.known_endpoints().0.len() > 1;
         let Some(live) = &mut self.live else { return Ok(()) };
         let (since, moved) = live.stands(as_of, received);
         if moved {

@@ -28,7 +28,7 @@ use crate::mtls::Ca;
 /// A deadline that no test is to reach.
 const FAR: Duration = Duration::from_secs(60);
 /// Addresses are looked up when there is a reason to, and at no other time.
-const WHEN_NEEDED: BalanceSettings = BalanceSettings {
+pub(crate) const WHEN_NEEDED: BalanceSettings = BalanceSettings {
     resolve_every: Duration::from_secs(3600),
     resolve_at_most_every: Duration::from_millis(10),
 };
@@ -39,18 +39,18 @@ const OFTEN: BalanceSettings = BalanceSettings {
 };
 
 /// Answers as told, and counts how often it is asked.
-struct Names {
+pub(crate) struct Names {
     answer: watch::Sender<Option<Vec<SocketAddr>>>,
     asked: watch::Sender<usize>,
 }
 
 impl Names {
-    fn new(addresses: impl Into<Vec<SocketAddr>>) -> Arc<Self> {
+    pub(crate) fn new(addresses: impl Into<Vec<SocketAddr>>) -> Arc<Self> {
         let answer = watch::Sender::new(Some(addresses.into()));
         Arc::new(Self { answer, asked: watch::Sender::new(0) })
     }
 
-    fn say(&self, addresses: impl Into<Vec<SocketAddr>>) {
+    pub(crate) fn say(&self, addresses: impl Into<Vec<SocketAddr>>) {
         self.answer.send_replace(Some(addresses.into()));
     }
 
@@ -81,7 +81,7 @@ impl Resolve for Names {
     }
 }
 
-fn replicas(names: &Arc<Names>, settings: BalanceSettings) -> Replicas {
+pub(crate) fn replicas(names: &Arc<Names>, settings: BalanceSettings) -> Replicas {
     let target = Target::plaintext("http://avouch.test:7700").expect("a target");
     Replicas::start(target, Arc::clone(names) as _, settings, Arc::new(OsEntropy))
 }

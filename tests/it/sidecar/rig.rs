@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use avouch::app::sidecar::{BoundSidecar, SidecarOptions, build};
+use avouch::client::upstream::Upstream;
 use avouch::config::Sources;
 use avouch::config::sidecar::{SidecarConfig, load};
 use avouch::domain::address::Address;
@@ -344,14 +345,14 @@ impl Sidecar {
 
     /// The same on a server that is reached in any way.
     pub(crate) async fn with(
-        server: Endpoint,
+        server: impl Into<Upstream>,
         client: Option<pb::ClientAuthentication>,
         rules: &str,
         flags: &[(&str, &str)],
     ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let config = config(directory.path(), rules, flags);
-        let options = SidecarOptions { config, server, client };
+        let options = SidecarOptions { config, server: server.into(), client };
         let bound: BoundSidecar = build(options).await.expect("it starts");
         let ext_authz = bound.ext_authz.clone().expect("an address");
         let Some(Address::Tcp(forward_auth)) = bound.forward_auth else { panic!("no port") };
