@@ -450,6 +450,17 @@ async fn a_server_clock_that_stood_still_is_told_anew() {
     running.abort();
 }
 
+/// A server that vouches for nothing new and whose clock stands is left for that, and not begun anew as
+/// one that was only set back: with each beginning it would look fresh.
+#[tokio::test]
+async fn a_clock_that_stands_while_nothing_is_vouched_for_is_no_reason_to_begin_anew() {
+    let (_world, _feed, address) = begin(FeedSettings::default()).await;
+    let mut watch = follow(vec![endpoint(address)]);
+    event_where(&mut watch, is_synced).await;
+    let lost = event_where(&mut watch, is_lost).await;
+    assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::Frozen, .. }), "{lost:?}");
+}
+
 /// While a store proves nothing, no new digest is made; the last one must not outlive what it counts.
 #[tokio::test]
 async fn a_digest_is_not_held_against_what_has_expired_since() {
