@@ -18,7 +18,7 @@ use crate::finale;
 use crate::follow::{self, MAX_STALENESS};
 use crate::history::{Answer, History, Micros, Recorder};
 use crate::load::{self, Load};
-use crate::process::PATIENCE;
+use crate::process::Patience;
 use crate::replica::Store;
 use crate::report::{self, KINDS, Struck};
 use crate::rig::{Rig, kept};
@@ -155,6 +155,7 @@ fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings, history: &History
 /// Waits until every kind of call that began after `since` has succeeded at every replica.
 async fn progress(rig: &mut Rig, shared: &Shared, since: Micros) -> Result<Duration, String> {
     let began = Instant::now();
+    let mut patience = Patience::new();
     loop {
         let missing = shared.recorder.look(|history| {
             let mut missing: Vec<(&str, usize)> = KINDS
@@ -176,7 +177,7 @@ async fn progress(rig: &mut Rig, shared: &Shared, since: Micros) -> Result<Durat
             return Ok(began.elapsed());
         }
         rig.start_the_fallen();
-        if began.elapsed() > PATIENCE {
+        if patience.is_over() {
             return Err(format!("no {missing:?} for {:?}", began.elapsed()));
         }
         sleep(Duration::from_millis(20)).await;

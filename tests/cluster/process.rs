@@ -6,12 +6,34 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::net::Node;
 
 /// No wait is expected to come near it; it only turns a hang into a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What of a patience is left. A machine that stood still altogether used up none of it.
+pub(crate) struct Patience {
+    left: Duration,
+    looked: Instant,
+}
+
+impl Patience {
+    /// All of it.
+    pub(crate) fn new() -> Self {
+        Self { left: PATIENCE, looked: Instant::now() }
+    }
+
+    /// Whether none is left. To be asked again and again.
+    pub(crate) fn is_over(&mut self) -> bool {
+        // Longer than any one step of who waits.
+        let passed = self.looked.elapsed().min(Duration::from_secs(3));
+        self.left = self.left.saturating_sub(passed);
+        self.looked = Instant::now();
+        self.left.is_zero()
+    }
+}
 
 /// A program in the namespace of a node. It may run or not.
 pub(crate) struct Program {

@@ -19,7 +19,7 @@ use crate::clock::{Skew, preloaded};
 use crate::etcd::{Member, Sizes};
 use crate::gateway;
 use crate::net::Network;
-use crate::process::{PATIENCE, Program};
+use crate::process::{Patience, Program};
 use crate::replica::{Store, replica};
 
 pub(crate) struct Rig {
@@ -110,10 +110,11 @@ impl Rig {
     /// When one does not, with what it said last.
     pub(crate) async fn serving(&mut self) -> Result<Duration, String> {
         let began = Instant::now();
+        let mut patience = Patience::new();
         for index in 0..self.replicas.len() {
             while !serves(index).await {
                 self.start_the_fallen();
-                if began.elapsed() > PATIENCE {
+                if patience.is_over() {
                     let members = self.members_say().await;
                     let said = self.replicas[index].tail(30);
                     return Err(format!("replica {index} does not serve: {said}\n{members}"));
