@@ -47,6 +47,7 @@ mod routes;
 mod scrape;
 pub mod serve;
 pub mod sidecar;
+mod signals;
 mod tasks;
 
 pub use self::bound::{Bound, Ended};

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -14,6 +13,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
 use super::own_token::own_token;
+use super::signals::Signals;
 use crate::agent::{Agent, AgentSettings, Neighbours, Unfit};
 use crate::client::token_source::TokenSource;
 use crate::client::upstream::Upstream;
@@ -287,17 +287,13 @@ fn report(metrics: &AgentMetrics, agent: &Agent) {
 /// # Errors
 /// See [`AgentError`].
 pub async fn serve(options: AgentOptions) -> Result<(), AgentError> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::catch()?;
     let bound = build(options).await?;
     let ops = bound.ops.as_ref().map_or_else(|| "off".to_owned(), ToString::to_string);
     tracing::info!(address = %bound.address, ops, "serving");
     let shutdown = bound.shutdown.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         tracing::info!("draining");
         shutdown.cancel();
     });

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::bootstrap::{self, Made};
 use super::etcd;
 use super::journal::Audited;
+use super::signals::Signals;
 use super::{BuildError, Deps, Ended, ListenOptions, Options, StoreOptions, build};
 use crate::audit::{AuditEvent, AuditLog, AuditName, AuditOpenError, Collector};
 use crate::cli::files::{ADDRESSES, Addresses};
@@ -259,10 +259,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let io = |what: String| move |source| ServeError::Io { what, source };
     // Before anything else: whoever finds the server by its file may send a signal at once, and one
     // that comes while it starts is a wish to stop, not a crash.
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(io("cannot wait for SIGTERM".to_owned()))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(io("cannot wait for SIGINT".to_owned()))?;
+    let mut signals = Signals::catch().map_err(io("cannot wait for signals".to_owned()))?;
     make_directory(&data).map_err(io(format!("cannot create {}", data.display())))?;
     let key_file = match &config.keys.encryption_key_file {
         Some(path) => path.clone(),
@@ -309,10 +306,7 @@ pub async fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(),
     let (shutdown, hurry) = (bound.shutdown.clone(), bound.hurry.clone());
     tokio::spawn(async move {
         for (token, said) in [(shutdown, "draining"), (hurry, "a second signal: no more delay")] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            signals.next().await;
             tracing::info!("{said}");
             token.cancel();
         }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -15,6 +14,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower_layer::Layer as _;
 
 use super::own_token::own_token;
+use super::signals::Signals;
 use crate::client::token_source::TokenSource;
 use crate::client::upstream::Upstream;
 use crate::client::watch::WatchSettings;
@@ -303,8 +303,7 @@ fn report(metrics: &SidecarMetrics, verifier: &Verifier) {
 /// # Errors
 /// See [`SidecarError`].
 pub async fn serve(options: SidecarOptions) -> Result<(), SidecarError> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::catch()?;
     let summary = options.config.summary();
     let bound = build(options).await?;
     let show = |address: &Option<Address>| {
@@ -319,10 +318,7 @@ pub async fn serve(options: SidecarOptions) -> Result<(), SidecarError> {
     );
     let shutdown = bound.shutdown.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         tracing::info!("draining");
         shutdown.cancel();
     });

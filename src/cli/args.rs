@@ -82,3 +82,18 @@ mod tests {
         assert!(reason("unspecified").unwrap_err().contains("external_signal"));
     }
 }
+
+/// What a file of settings is overridden by: flags with a name of their own, and each `--set`, with what
+/// to call it in a complaint, its key and its value.
+pub(super) fn settings<const N: usize>(
+    named: [(&str, &str, Option<String>); N],
+    set: Vec<String>,
+) -> Vec<(String, String, String)> {
+    let named = named.into_iter().filter_map(|(flag, key, value)| Some((flag, key, value?)));
+    let set = set.into_iter().map(|text| match text.split_once('=') {
+        Some((key, value)) => (format!("--set {key}"), key.to_owned(), value.to_owned()),
+        // Without a dot it is reported with the rest of the mistakes.
+        None => ("--set".to_owned(), String::new(), String::new()),
+    });
+    named.map(|(flag, key, value)| (flag.to_owned(), key.to_owned(), value)).chain(set).collect()
+}

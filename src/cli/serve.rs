@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::args::settings;
 use super::failure::Failure;
 use super::files::Addresses;
 use super::output::{self, Output};
@@ -92,16 +93,7 @@ impl Settings {
             ("--log-format", "log.format", self.log_format),
             ("--log-level", "log.level", self.log_level),
         ];
-        let set = self.set.into_iter().map(|text| match text.split_once('=') {
-            Some((key, value)) => (format!("--set {key}"), key.to_owned(), value.to_owned()),
-            // Without a dot it is reported with the rest of the mistakes.
-            None => ("--set".into(), String::new(), String::new()),
-        });
-        let flags = named
-            .into_iter()
-            .filter_map(|(flag, key, value)| Some((flag.into(), key.into(), value?)))
-            .chain(set)
-            .collect();
+        let flags = settings(named, self.set);
         let sources =
             Sources { dev: self.dev, file: self.config, environment: config::environment(), flags };
         Ok(config::load(&sources)?)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::args::Global;
+use super::args::{Global, settings};
 use super::connection::{authentication, upstream};
 use super::failure::Failure;
 use super::files::{ClientCredentials, read_json};
@@ -190,16 +190,7 @@ impl Sidecar {
             ("--log-format", "log.format", log_format),
             ("--log-level", "log.level", log_level),
         ];
-        let set = set.into_iter().map(|text| match text.split_once('=') {
-            Some((key, value)) => (format!("--set {key}"), key.to_owned(), value.to_owned()),
-            // Without a dot it is reported with the rest of the mistakes.
-            None => ("--set".into(), String::new(), String::new()),
-        });
-        let flags = named
-            .into_iter()
-            .filter_map(|(flag, key, value)| Some((flag.into(), key.into(), value?)))
-            .chain(set)
-            .collect();
+        let flags = settings(named, set);
         let sources =
             Sources { dev: false, file: rules, environment: config::environment(), flags };
         Ok(load(&sources, issuer)?)

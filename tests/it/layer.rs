@@ -201,7 +201,7 @@ async fn every_refusal_has_its_own_words_in_grpc_and_in_http() {
 async fn what_nobody_can_judge_is_unavailable_and_not_the_callers_fault() {
     let scene = Scene::new().await;
     let proxy = Proxy::to(scene.server.grpc).await;
-    let verifier = scene.verifier(scene.settings(proxy.address)).await;
+    let verifier = scene.verifier(scene.impatient(proxy.address)).await;
     let limit = Duration::from_millis(1500);
     let layer = VerifyLayer::new(verifier.clone(), requirement(&[]));
     let closed = serve(layer.clone().with_policy(Policy::Closed, limit), Arc::default()).await;

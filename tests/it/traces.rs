@@ -2,9 +2,11 @@
 
 use avouch::pb::v1 as pb;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::Request;
 
+use crate::crash::Identity;
 use crate::harness::password_login;
 use crate::process::{Cast, Process, identity};
 use crate::support::collector::{Collector, attribute};
@@ -26,16 +28,30 @@ fn traced<T>(message: T, traceparent: &str) -> Request<T> {
     request
 }
 
+/// The program, and a collector that it sends its spans to.
+struct Traced {
+    collector: Collector,
+    process: Process,
+    server: Identity,
+    cast: Cast,
+    _home: TempDir,
+}
+
+impl Traced {
+    async fn start() -> Self {
+        let collector = Collector::default();
+        let endpoint = collector.serve();
+        let home = tempfile::tempdir().expect("a directory");
+        let data = home.path().join("data");
+        let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
+        let server = identity(&process.serving().await).await;
+        Self { collector, process, server, cast: Cast::of(&data), _home: home }
+    }
+}
+
 #[tokio::test]
 async fn a_refresh_is_a_span_in_the_callers_trace_without_a_secret() {
-    let collector = Collector::default();
-    let endpoint = collector.serve();
-    let home = tempfile::tempdir().expect("a directory");
-    let data = home.path().join("data");
-    let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
-    let addresses = process.serving().await;
-    let cast = Cast::of(&data);
-    let mut server = identity(&addresses).await;
+    let Traced { collector, process, mut server, cast, _home } = Traced::start().await;
     let login = password_login(&cast.login, "ada", &cast.password);
     let first = server.authenticate(login).await.expect("in").into_inner().tokens.expect("tokens");
     let refresh = |token: &str| pb::RefreshRequest {
@@ -119,14 +135,7 @@ fn parts(spans: &[Span], call: &Span) -> Vec<String> {
 
 #[tokio::test]
 async fn the_parts_of_a_call_are_spans_below_its_own() {
-    let collector = Collector::default();
-    let endpoint = collector.serve();
-    let home = tempfile::tempdir().expect("a directory");
-    let data = home.path().join("data");
-    let mut process = Process::start(&data, &[("telemetry.otlp_endpoint", endpoint.as_str())]);
-    let addresses = process.serving().await;
-    let cast = Cast::of(&data);
-    let mut server = identity(&addresses).await;
+    let Traced { collector, process, mut server, cast, _home } = Traced::start().await;
     let login = password_login(&cast.login, "ada", &cast.password);
     let answer = server.authenticate(login).await.expect("in").into_inner();
     let tokens = answer.tokens.expect("tokens");

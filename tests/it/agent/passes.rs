@@ -9,7 +9,7 @@ use avouch::feed::FeedSettings;
 use avouch::pb::v1;
 use avouch::pb::v1::revoke_request::Target;
 use avouch::pb::v1::watch_revocations_response::Frame;
-use avouch::verifier::{Refusal, Verifier};
+use avouch::verifier::{Refusal, Verifier, VerifierSettings};
 use tokio::time::Instant;
 
 use super::rig::{Frames, LONG, Rig, agent, revisions};
@@ -33,7 +33,11 @@ pub(super) async fn agent_of(scene: &Scene, stream: std::net::SocketAddr) -> Rig
 
 /// A verifier that knows the agent alone.
 pub(super) async fn verifier_at(scene: &Scene, rig: &Rig) -> Verifier {
-    let mut settings = scene.settings(scene.server.grpc);
+    let settings = scene.settings(scene.server.grpc);
+    verifier_with(scene, rig, settings).await
+}
+
+async fn verifier_with(scene: &Scene, rig: &Rig, mut settings: VerifierSettings) -> Verifier {
     settings.watch.endpoints = vec![rig.endpoint()];
     settings.watch.authorization = None;
     scene.verifier(settings).await
@@ -261,7 +265,7 @@ async fn as_of_stands_still_while_the_server_is_silent_and_nothing_is_missed_aft
     let scene = Scene::new().await;
     let switch = super::rig::Switch::to(scene.server.grpc).await;
     let rig = agent_of(&scene, switch.address).await;
-    let verifier = verifier_at(&scene, &rig).await;
+    let verifier = verifier_with(&scene, &rig, scene.impatient(scene.server.grpc)).await;
     let (ada, ben) = (scene.login("ada").await, scene.login("ben").await);
     verifier.verify(&ada.access_token).await.expect("good");
     let mut neighbour = rig.watch(None).await;
