@@ -131,7 +131,7 @@ impl Fault {
             }
             // One clock at a time is wrong: of two nobody could say which.
             Self::Clock { .. } | Self::ClockToAndFro(_) => {
-                !of_clocks(other) && !(one.is_out() && other.silences_replicas())
+                !of_clocks(other) && (!one.is_out() || !other.silences_replicas())
             }
             _ => true,
         };
