@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::crypto::stream::StreamKey;
 use crate::domain::client::Client;
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::{Clock, LEAD, Timestamp};
 use crate::domain::entropy::Entropy;
 use crate::domain::ids::{ClientId, Epoch, SubjectId};
 use crate::domain::key::KeyState;
@@ -160,6 +160,12 @@ impl Service {
         }
         self.clock.heed(self.store.latest_time().await?);
         Ok(())
+    }
+
+    /// Whether the time here is further ahead of this machine's clock than that of the others can be:
+    /// it was set forward, and back. What is issued here now is too early for them.
+    pub fn time_is_ahead(&self) -> bool {
+        self.clock.now() > self.clock.wall().after(LEAD)
     }
 
     /// What verifies access tokens here.

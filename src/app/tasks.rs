@@ -137,7 +137,10 @@ impl Contact {
             ticks.tick().await;
             let proved = service.feed().proved_ago();
             let unproved = proved.unwrap_or_else(|| began.elapsed());
-            let is_outvoted = service.feed().clock_standing().is_some_and(|clocks| clocks.outvoted);
+            let clocks = service.feed().clock_standing().unwrap_or_default();
+            // Time never runs backwards: a clock that was set right is not yet in step.
+            let stands_still = outvoted.is_some() && clocks.others >= 2 && service.time_is_ahead();
+            let is_outvoted = clocks.outvoted || stands_still;
             if store_is_away {
                 let is_cut_off = proved.is_none_or(|ago| ago > CUT_OFF_AFTER);
                 hold(&mut cut_off, is_cut_off, &readiness, STORE);

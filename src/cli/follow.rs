@@ -95,6 +95,7 @@ fn describe(lost: Lost) -> String {
         Lost::Silent => "nothing heard for three heartbeats".to_owned(),
         Lost::DigestMismatch => "the set is not the server's; fetching it anew".to_owned(),
         Lost::Behind => "the replica knows less than is known here".to_owned(),
+        Lost::Late => "the server's clock was set back, or the way to it became slow".to_owned(),
         Lost::Frozen => "the replica is cut off from its store".to_owned(),
         Lost::Protocol(what) => format!("the server does not make sense: {what}"),
     }

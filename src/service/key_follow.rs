@@ -94,20 +94,19 @@ impl Service {
         }
     }
 
-    /// The access token, if it is one of ours and in its time, revoked or not, whichever replica
-    /// signed it.
+    /// The access token, if it is one of ours that can be revoked, or was, whichever replica signed it.
     ///
     /// # Errors
     /// When it is not.
-    pub(super) async fn verified_access(
+    pub(super) async fn revocable_access(
         &self,
         token: &str,
         now: Timestamp,
     ) -> Result<Arc<VerifiedToken>, TokenError> {
-        match self.access.verified(token, now) {
+        match self.access.revocable(token, now) {
             Err(TokenError::UnknownKey) => {
                 self.look_for_keys().await;
-                self.access.verified(token, now)
+                self.access.revocable(token, now)
             }
             known => known,
         }

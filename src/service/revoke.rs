@@ -191,7 +191,7 @@ impl Service {
             }
             return self.revoke_found_session(caller, &session, stated, now).await;
         }
-        let verified = match self.verified_access(token.expose(), now).await {
+        let verified = match self.revocable_access(token.expose(), now).await {
             Ok(verified) => verified,
             Err(TokenError::UnknownKey) => {
                 self.has_looked().await?;

@@ -10,7 +10,7 @@ mod watch;
 
 use std::fmt;
 
-use crate::history::{Answer, History, Micros};
+use crate::history::{Answer, Doubt, History, Micros};
 pub(crate) use books::Books;
 
 /// What the promises are measured by.
@@ -21,6 +21,35 @@ pub(crate) struct Rules {
     /// How long after a revocation was acknowledged a verifier may accept what it took back: its limit
     /// of staleness and the skew.
     pub(crate) bound: Micros,
+    /// How far clocks may differ so that a token from the one that is ahead is good everywhere at once.
+    pub(crate) lead: Micros,
+    /// How much too early a token may be for a verifier.
+    pub(crate) leeway: Micros,
+}
+
+/// The rules, and when the clocks of replicas were further apart than they say.
+#[derive(Clone, Copy)]
+struct Measures<'a> {
+    rules: Rules,
+    doubts: &'a [Doubt],
+}
+
+impl Measures<'_> {
+    /// How far apart clocks were at most, between two moments.
+    fn apart(&self, from: Micros, to: Micros) -> Micros {
+        let met = self.doubts.iter().filter(|it| it.from <= to && from <= it.to);
+        met.map(|it| it.apart).max().unwrap_or(0)
+    }
+
+    /// How far what is decided by clocks may be off, between two moments.
+    fn slack(&self, from: Micros, to: Micros) -> Micros {
+        self.rules.slack + self.apart(from, to)
+    }
+
+    /// How much of that is more than replicas make up for.
+    fn beyond_lead(&self, from: Micros, to: Micros) -> Micros {
+        self.apart(from, to).saturating_sub(self.rules.lead)
+    }
 }
 
 /// A promise that was not kept.
@@ -95,9 +124,10 @@ pub(crate) fn check(history: &History, rules: Rules) -> Findings {
                 .add(Promise::Explained, format!("{name} of {caller} at {}: {what}", call.invoked));
         }
     }
+    let measures = Measures { rules, doubts: &history.doubts };
     let books = Books::of(history, &mut findings);
-    line::check(history, &books, rules, &mut findings);
-    reads::check(history, &books, rules, &mut findings);
-    watch::check(history, rules, &mut findings);
+    line::check(history, &books, measures, &mut findings);
+    reads::check(history, &books, measures, &mut findings);
+    watch::check(history, measures, &mut findings);
     findings
 }

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::access::Access;
 use crate::gateway;
 use crate::net::Node;
 use crate::own::mount;
@@ -52,8 +53,14 @@ fn program() -> String {
 
 impl Member {
     /// One that does not run yet, with a disk of its own.
-    pub(crate) fn new(index: usize, directory: &Path, sizes: Sizes) -> Self {
-        let url = |node: Node, port: u16| format!("http://{}:{port}", node.address());
+    pub(crate) fn new(
+        index: usize,
+        directory: &Path,
+        sizes: Sizes,
+        access: Option<&Access>,
+    ) -> Self {
+        let scheme = if access.is_some() { "https" } else { "http" };
+        let url = |node: Node, port: u16| format!("{scheme}://{}:{port}", node.address());
         let node = Node::Member(index);
         let disk = directory.join(node.name());
         mount(&disk, sizes.disk_mebibytes);
@@ -63,7 +70,11 @@ impl Member {
         let settings = [
             ("name", node.name()),
             ("data-dir", disk.join("data").display().to_string()),
-            ("listen-client-urls", url(node, 2379)),
+            // The tests themselves come in plaintext.
+            (
+                "listen-client-urls",
+                format!("{},http://{}:{}", url(node, 2379), node.address(), gateway::PORT),
+            ),
             ("advertise-client-urls", url(node, 2379)),
             ("listen-peer-urls", url(node, 2380)),
             ("initial-advertise-peer-urls", url(node, 2380)),
@@ -81,6 +92,7 @@ impl Member {
             words.push("--auto-compaction-mode=periodic".to_owned());
             words.push(format!("--auto-compaction-retention={minutes}m"));
         }
+        words.extend(access.iter().flat_map(|access| access.of_member(node)));
         let log = directory.join(format!("{}.log", node.name()));
         let program = Program::new(node, words, directory, log);
         Self { index, program, disk, slow: None }

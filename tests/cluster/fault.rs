@@ -1,16 +1,10 @@
-//! What goes wrong, and how it is put right.
+//! What goes wrong, and which of it may go wrong together.
 
 use std::time::Duration;
 
-use rustix::process::Signal;
-use tokio::time::{Instant, sleep};
-
+use crate::clock::{LEAD_SECS, OUT_SECS};
 use crate::dice::Dice;
-use crate::gateway;
-use crate::net::{Link, Node};
-use crate::process::PATIENCE;
 use crate::replica::Store;
-use crate::rig::Rig;
 
 /// Which packets of a member are lost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -52,6 +46,13 @@ pub(crate) enum Fault {
     Compaction,
     /// Each node is restarted, one after the other.
     RollingRestart,
+    /// The clock of a replica is set forward by so many seconds, or back, and later set right again:
+    /// two steps while it runs.
+    Clock { replica: usize, ahead: i64 },
+    /// The clock of a replica is set to and fro, several times a second.
+    ClockToAndFro(usize),
+    /// A replica is killed, and started with a clock that is far off: it must not start.
+    ClockRefused { replica: usize, ahead: i64 },
 }
 
 impl Fault {
@@ -81,20 +82,77 @@ impl Fault {
             Self::Compaction,
             Self::QuorumLost,
             Self::MemberPaused { leader: false },
+            Self::Clock { replica: replica(dice), ahead: 8 },
+            Self::ClockRefused { replica: replica(dice), ahead: *dice.of(&[90, -90]) },
         ];
         [&alone[..], &member].concat()
     }
 
-    /// Any of them, and for how long.
-    pub(crate) fn any(store: Store, dice: &Dice) -> (Self, Duration) {
+    /// Any of them.
+    pub(crate) fn any(store: Store, dice: &Dice) -> Self {
         let mut all = Self::each(store, dice);
         if store == Store::Etcd {
+            let between = |least: i64, most: usize| least + dice.below(most) as i64;
+            for ahead in [between(2, 8), between(LEAD_SECS + 2, 13), between(OUT_SECS + 5, 20)] {
+                for ahead in [ahead, -ahead] {
+                    all.push(Self::Clock { replica: dice.below(store.replicas()), ahead });
+                }
+            }
+            all.push(Self::ClockToAndFro(dice.below(store.replicas())));
             all.push(Self::MemberCut { leader: true, way: Way::Out });
             all.push(Self::MemberCut { leader: true, way: Way::In });
             all.push(Self::SlowDisk { all: false });
         }
-        let fault = *dice.of(&all);
-        (fault, dice.between(Duration::from_secs(2), Duration::from_secs(10)))
+        *dice.of(&all)
+    }
+
+    /// Whether both may be there at once, and be put right again in any order.
+    fn goes_with(self, other: Self) -> bool {
+        // They take it that everything else works, or does again soon.
+        let of_replicas = |it: Self| {
+            matches!(
+                it,
+                Self::ReplicaCut(_)
+                    | Self::ReplicaKilled(_)
+                    | Self::ReplicaPaused(_)
+                    | Self::CallersCut(_)
+                    | Self::Clock { .. }
+                    | Self::ClockToAndFro(_)
+            )
+        };
+        let of_clocks = |it: Self| matches!(it, Self::Clock { .. } | Self::ClockToAndFro(_));
+        let one_way = |one: Self, other: Self| match one {
+            Self::RollingRestart => of_clocks(other) && !other.is_out(),
+            Self::OutOfQuota => of_replicas(other),
+            Self::ClockRefused { .. } => false,
+            // Nobody lets go of a process that stands still.
+            Self::SlowDisk { .. } => {
+                !matches!(other, Self::MemberPaused { .. } | Self::SlowDisk { .. })
+            }
+            // One clock at a time is wrong: of two nobody could say which.
+            Self::Clock { .. } | Self::ClockToAndFro(_) => {
+                !of_clocks(other) && (!one.is_out() || !other.silences_replicas())
+            }
+            _ => true,
+        };
+        self != other && one_way(self, other) && one_way(other, self)
+    }
+
+    /// Whether it is the clock of a replica, which is out of service for that.
+    pub(crate) const fn is_out(self) -> bool {
+        matches!(self, Self::Clock { ahead, .. } if ahead.unsigned_abs() > OUT_SECS.unsigned_abs())
+    }
+
+    /// Whether replicas may be hindered to tell each other what time it is.
+    const fn silences_replicas(self) -> bool {
+        !matches!(
+            self,
+            Self::LeaderKilled
+                | Self::MemberPaused { .. }
+                | Self::MemberCut { .. }
+                | Self::DiskFull(_)
+                | Self::Compaction
+        )
     }
 
     /// The name in reports, the same whichever node it strikes.
@@ -122,187 +180,64 @@ impl Fault {
             Self::DiskFull(_) => "disk of a member full",
             Self::Compaction => "full compaction and defragmentation",
             Self::RollingRestart => "rolling restart of everything",
-        }
-    }
-
-    /// Lets it happen, for a while, and puts everything right again. Says when it was put right.
-    pub(crate) async fn strike(self, rig: &mut Rig, hold: Duration, dice: &Dice) -> Instant {
-        let cut = Link { cut: true, ..Link::default() };
-        match self {
-            Self::LeaderKilled => {
-                let leader = leader().await;
-                rig.members[leader].program.kill().await;
-                sleep(hold).await;
-                rig.members[leader].program.start();
-            }
-            Self::QuorumLost => {
-                let spared = dice.below(3);
-                for member in (0..3).filter(|it| *it != spared) {
-                    rig.members[member].program.kill().await;
-                }
-                sleep(hold).await;
-                rig.members.iter_mut().for_each(|member| member.program.start());
-            }
-            Self::MemberPaused { leader } => {
-                let member = &rig.members[chosen(leader, dice).await];
-                member.program.signal(Signal::STOP);
-                sleep(hold).await;
-                member.program.signal(Signal::CONT);
-            }
-            Self::ReplicaCut(replica) => {
-                for member in Node::MEMBERS {
-                    rig.network.set_both(Node::Replica(replica), member, cut);
-                }
-                sleep(hold).await;
-            }
-            Self::MemberCut { leader, way } => {
-                let member = Node::Member(chosen(leader, dice).await);
-                for other in Node::MEMBERS.into_iter().filter(|it| *it != member) {
-                    if way != Way::In {
-                        rig.network.set(member, other, cut);
-                    }
-                    if way != Way::Out {
-                        rig.network.set(other, member, cut);
-                    }
-                }
-                sleep(hold).await;
-            }
-            Self::ReplicaKilled(replica) => {
-                rig.replicas[replica].kill().await;
-                sleep(hold).await;
-                rig.replicas[replica].start();
-            }
-            Self::ReplicaPaused(replica) => {
-                rig.replicas[replica].signal(Signal::STOP);
-                sleep(hold).await;
-                rig.replicas[replica].signal(Signal::CONT);
-            }
-            Self::CallersCut(replica) => {
-                rig.network.set_both(Node::Callers, Node::Replica(replica), cut);
-                sleep(hold).await;
-            }
-            Self::SlowDisk { all } => slow_disk(rig, all, hold).await,
-            Self::SlowNetwork { callers } => {
-                slow_network(rig, callers);
-                sleep(hold).await;
-            }
-            Self::OutOfQuota => out_of_quota(rig, hold).await,
-            Self::DiskFull(member) => {
-                rig.members[member].fill();
-                sleep(hold).await;
-                rig.members[member].make_room();
-            }
-            Self::Compaction => compaction(hold).await,
-            Self::RollingRestart => rolling_restart(rig).await,
-        }
-        rig.network.heal();
-        rig.start_the_fallen();
-        let healed = Instant::now();
-        for member in &mut rig.members {
-            member.led().await;
-        }
-        healed
-    }
-}
-
-async fn leader() -> usize {
-    let began = Instant::now();
-    loop {
-        if let Some(leader) = gateway::leader().await {
-            return leader;
-        }
-        assert!(began.elapsed() < PATIENCE, "nobody leads");
-        sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn chosen(leads: bool, dice: &Dice) -> usize {
-    let leader = leader().await;
-    if leads { leader } else { (leader + 1 + dice.below(2)) % 3 }
-}
-
-async fn slow_disk(rig: &mut Rig, all: bool, hold: Duration) {
-    let leader = leader().await;
-    let by = Duration::from_millis(if all { 100 } else { 300 });
-    for (index, member) in rig.members.iter_mut().enumerate() {
-        if all || index == leader {
-            member.slow_down(by);
-        }
-    }
-    sleep(hold).await;
-    for member in &mut rig.members {
-        member.quicken().await;
-    }
-}
-
-fn slow_network(rig: &Rig, callers: bool) {
-    let link = Link {
-        cut: false,
-        delay: Duration::from_millis(100),
-        jitter: Duration::from_millis(30),
-        lost_per_mille: 20,
-    };
-    let nodes: Vec<Node> = Node::MEMBERS.into_iter().chain(Node::REPLICAS).collect();
-    for one in &nodes {
-        for other in nodes.iter().filter(|it| *it != one) {
-            rig.network.set(*one, *other, link);
-        }
-        if callers && matches!(one, Node::Replica(_)) {
-            rig.network.set_both(Node::Callers, *one, link);
+            Self::Clock { ahead, .. } => match (ahead > 0, ahead.unsigned_abs()) {
+                (true, 0..=10) => "clock up to 10 s ahead",
+                (false, 0..=10) => "clock up to 10 s behind",
+                (true, 11..=30) => "clock 10 to 30 s ahead",
+                (false, 11..=30) => "clock 10 to 30 s behind",
+                (true, _) => "clock over 30 s ahead",
+                (false, _) => "clock over 30 s behind",
+            },
+            Self::ClockToAndFro(_) => "clock set to and fro by 8 s",
+            Self::ClockRefused { .. } => "started with a clock 90 s off",
         }
     }
 }
 
-/// The keys that fill the database.
-const JUNK: &str = "junk/";
-
-async fn out_of_quota(rig: &Rig, hold: Duration) {
-    let value = vec![7; 1 << 20];
-    let most = rig.sizes.quota_mebibytes * 2;
-    for number in 0..most {
-        let member = usize::try_from(number % 3).expect("a member");
-        match gateway::put(member, &format!("{JUNK}{}", number % 2), &value).await {
-            Err(said) if said.contains("space exceeded") => break,
-            // Another member may have more time.
-            _ => {}
-        }
-    }
-    assert_eq!(gateway::alarmed(0).await, Ok(true), "the quota is used up");
-    sleep(hold).await;
-    // As etcd's documentation tells operators to.
-    gateway::delete(0, JUNK).await.expect("deleted");
-    let revision = gateway::status(0).await.expect("a status").revision;
-    gateway::compact(0, revision).await.expect("compacted");
-    for member in 0..3 {
-        gateway::defragment(member).await.expect("defragmented");
-    }
-    gateway::disarm(0).await.expect("disarmed");
+/// What goes wrong at once: one fault, or two.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) first: Fault,
+    pub(crate) second: Option<Fault>,
+    /// For how long.
+    pub(crate) hold: Duration,
 }
 
-async fn compaction(hold: Duration) {
-    let until = Instant::now() + hold;
-    while Instant::now() < until {
-        if let Ok(status) = gateway::status(0).await {
-            // Somebody else may have been quicker.
-            _ = gateway::compact(0, status.revision).await;
-        }
-        sleep(Duration::from_millis(250)).await;
+impl Trouble {
+    /// Any: one fault, and as often two.
+    pub(crate) fn any(store: Store, dice: &Dice) -> Self {
+        let first = Fault::any(store, dice);
+        let other = Fault::any(store, dice);
+        let second = (dice.chance(50) && first.goes_with(other)).then_some(other);
+        let hold = dice.between(Duration::from_secs(2), Duration::from_secs(10));
+        Self { first, second, hold }
     }
-    for member in 0..3 {
-        gateway::defragment(member).await.expect("defragmented");
+
+    /// For the report.
+    pub(crate) fn name(&self) -> String {
+        let Some(second) = self.second else { return self.first.name().to_owned() };
+        let mut names = [self.first.name(), second.name()];
+        names.sort_unstable();
+        names.join(" + ")
     }
 }
 
-async fn rolling_restart(rig: &mut Rig) {
-    for member in &mut rig.members {
-        member.program.terminate().await;
-        member.program.start();
-        member.led().await;
-    }
-    for index in 0..rig.replicas.len() {
-        rig.replicas[index].terminate().await;
-        rig.replicas[index].start();
-        // Whether the last one does is asked by whoever let this happen.
-        _ = rig.serving().await;
+#[test]
+fn two_faults_never_wait_for_each_other_nor_are_two_clocks_wrong() {
+    let dice = Dice::new(7, "pairs");
+    let pairs = (0..5_000).filter_map(|_| {
+        let trouble = Trouble::any(Store::Etcd, &dice);
+        trouble.second.map(|second| [trouble.first.name(), second.name()])
+    });
+    let pairs: Vec<[&str; 2]> = pairs.collect();
+    assert!(pairs.len() > 1_000, "{}", pairs.len());
+    for names in pairs {
+        let one =
+            |what: &[&str]| names.iter().any(|name| what.iter().any(|it| name.starts_with(it)));
+        assert!(!names.iter().all(|name| name.starts_with("clock")), "{names:?}");
+        assert!(!one(&["rolling"]) || one(&["clock"]), "{names:?}");
+        assert!(!one(&["etcd out"]) || one(&["replica", "clock"]), "{names:?}");
+        assert!(!one(&["slow disk"]) || !one(&["leader paused", "member paused"]), "{names:?}");
+        assert!(!one(&["started with"]), "{names:?}");
     }
 }

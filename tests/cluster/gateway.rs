@@ -1,6 +1,7 @@
 //! etcd's own commands, over the JSON gateway that each member has: what the tests do to a cluster, and
 //! not what avouch does with it.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,23 +12,105 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::net::Node;
+use crate::process::PATIENCE;
+
+/// Where members answer these tests, in plaintext.
+pub(crate) const PORT: u16 = 2378;
+
+/// What the tests log in with, where a login is required.
+pub(crate) const ROOT_PASSWORD: &str = "all of it";
+
+/// The last login, once one is required. This process has one cluster.
+static LOGIN: Mutex<Option<String>> = Mutex::new(None);
+
+fn login() -> MutexGuard<'static, Option<String>> {
+    LOGIN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Why a member did not do it.
 pub(crate) type Refused = String;
 
-/// Asks a member to do something, within a time.
+/// Asks a member to do something, within a time; with a login, if one is required.
 pub(crate) async fn ask(
     member: usize,
     path: &str,
     what: &Value,
     within: Duration,
 ) -> Result<Value, Refused> {
+    let known = login().clone();
+    let answer = say(member, path, what, known.as_deref(), within).await;
+    let forgotten = |why: &String| why.contains("auth") || why.contains("user name is empty");
+    if known.is_none() || !answer.as_ref().is_err_and(forgotten) {
+        return answer;
+    }
+    let token = log_in(member).await?;
+    *login() = Some(token.clone());
+    say(member, path, what, Some(&token), within).await
+}
+
+async fn log_in(member: usize) -> Result<String, Refused> {
+    let what = json!({ "name": "root", "password": ROOT_PASSWORD });
+    let answer = say(member, "/v3/auth/authenticate", &what, None, SOON).await?;
+    Ok(answer["token"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Adds a user with a role of its own, for the keys under a prefix; as long as no login is required.
+pub(crate) async fn add_user(name: &str, password: &str, role: &str, prefix: Option<&str>) {
+    let mut steps = vec![
+        ("user/add", json!({ "name": name, "password": password })),
+        ("role/add", json!({ "name": role })),
+        ("user/grant", json!({ "user": name, "role": role })),
+    ];
+    if let Some(prefix) = prefix {
+        let keys = json!({
+            "permType": "READWRITE",
+            "key": STANDARD.encode(prefix),
+            "range_end": STANDARD.encode(after(prefix)),
+        });
+        steps.push(("role/grant", json!({ "name": role, "perm": keys })));
+    }
+    for (path, what) in steps {
+        ask(0, &format!("/v3/auth/{path}"), &what, SOON).await.expect("done");
+    }
+}
+
+/// Requires a login from now on.
+pub(crate) async fn require_login() {
+    ask(0, "/v3/auth/enable", &json!({}), SOON).await.expect("enabled");
+    let token = timeout(PATIENCE, async {
+        loop {
+            if let Ok(token) = log_in(0).await {
+                return token;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    *login() = Some(token.await.expect("a login"));
+}
+
+/// The first key that does not begin so.
+fn after(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+async fn say(
+    member: usize,
+    path: &str,
+    what: &Value,
+    token: Option<&str>,
+    within: Duration,
+) -> Result<Value, Refused> {
     let asked = timeout(within, async {
-        let address = (Node::Member(member).address(), 2379);
+        let address = (Node::Member(member).address(), PORT);
         let mut stream = TcpStream::connect(address).await?;
         let body = what.to_string();
+        let token = token.map_or_else(String::new, |it| format!("authorization: {it}\r\n"));
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\n{token}content-length: {}\r\n\r\n",
             body.len()
         );
         stream.write_all(head.as_bytes()).await?;
@@ -118,11 +201,8 @@ pub(crate) async fn put(member: usize, key: &str, value: &[u8]) -> Result<Value,
 
 /// Removes everything whose key begins so.
 pub(crate) async fn delete(member: usize, prefix: &str) -> Result<Value, Refused> {
-    let mut end = prefix.as_bytes().to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
-    let what = json!({ "key": STANDARD.encode(prefix), "range_end": STANDARD.encode(end) });
+    let end = STANDARD.encode(after(prefix));
+    let what = json!({ "key": STANDARD.encode(prefix), "range_end": end });
     ask(member, "/v3/kv/deleterange", &what, Duration::from_secs(10)).await
 }
 

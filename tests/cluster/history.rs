@@ -181,11 +181,20 @@ pub(crate) struct End {
     pub(crate) whole: Vec<bool>,
 }
 
+/// Between two moments the clocks of replicas were so far apart, or what came of that was not over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doubt {
+    pub(crate) from: Micros,
+    pub(crate) to: Micros,
+    pub(crate) apart: Micros,
+}
+
 /// All that was written down.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) calls: Vec<Call>,
     pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) doubts: Vec<Doubt>,
     /// By watcher.
     pub(crate) watched: Vec<Vec<(Micros, Seen)>>,
     pub(crate) end: Option<End>,
@@ -225,6 +234,10 @@ impl Recorder {
 
     pub(crate) fn verdict(&self, verdict: Verdict) {
         self.lock().verdicts.push(verdict);
+    }
+
+    pub(crate) fn doubt(&self, doubt: Doubt) {
+        self.lock().doubts.push(doubt);
     }
 
     pub(crate) fn seen(&self, watcher: usize, seen: Seen) {

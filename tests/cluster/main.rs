@@ -10,9 +10,11 @@
 // It is nothing else; said once more because clippy allows `expect` only under this.
 #![cfg(test)]
 
+mod access;
 mod calls;
 mod cast;
 mod checker;
+mod clock;
 mod dice;
 mod etcd;
 mod fault;
@@ -28,12 +30,13 @@ mod process;
 mod replica;
 mod report;
 mod rig;
+mod strike;
 
 use std::time::Duration;
 
 use dice::Dice;
 use etcd::Sizes;
-use fault::Fault;
+use fault::{Fault, Trouble};
 use load::Load;
 use own::alone;
 use play::{Plan, play};
@@ -87,8 +90,9 @@ const HEAVY: Load = Load {
     everything_every: Duration::from_secs(60),
 };
 
-/// The short form: each fault once, in an order that the seed decides. The long form: faults at random,
-/// for so many minutes.
+/// The short form: each fault once, in an order that the seed decides, and two at once. The long form:
+/// faults at random, one or two at once, for so many minutes; with certificates and logins between
+/// replicas and etcd if the seed is odd, as in the short form.
 fn plan(store: Store) -> Plan {
     if !is_long() {
         let seed = number(SEED).unwrap_or(1);
@@ -97,10 +101,16 @@ fn plan(store: Store) -> Plan {
         for at in (1..faults.len()).rev() {
             faults.swap(at, dice.below(at + 1));
         }
-        let faults = faults.into_iter().map(|fault| (fault, Duration::from_secs(2))).collect();
+        let hold = Duration::from_secs(2);
+        let single = |first: Fault| Trouble { first, second: None, hold };
+        let mut troubles: Vec<Trouble> = faults.into_iter().map(single).collect();
+        if store == Store::Etcd {
+            let (first, second) = (Fault::MemberPaused { leader: true }, Fault::ReplicaKilled(1));
+            troubles.push(Trouble { first, second: Some(second), hold });
+        }
         let sizes = Sizes { quota_mebibytes: 48, disk_mebibytes: 512, compact_after_minutes: None };
         let at_most = Duration::from_secs(3600);
-        return Plan { store, seed, sizes, load: LIGHT, faults, at_most };
+        return Plan { store, seed, secured: true, sizes, load: LIGHT, troubles, at_most };
     }
     let drawn = || {
         let entropy: &dyn avouch::domain::entropy::Entropy = &avouch::crypto::OsEntropy;
@@ -112,12 +122,12 @@ fn plan(store: Store) -> Plan {
     // It is there for what a single server and the load have in common with a cluster.
     let minutes = if store == Store::Sled { minutes.min(2) } else { minutes };
     let wanted = variable(FAULT).unwrap_or_default();
-    let drawn = std::iter::repeat_with(|| Fault::any(store, &dice));
-    let drawn = drawn.filter(|(fault, _)| fault.name().contains(&wanted));
-    let faults = drawn.take(usize::try_from(minutes * 60).expect("not that long")).collect();
+    let drawn = std::iter::repeat_with(|| Trouble::any(store, &dice));
+    let drawn = drawn.filter(|trouble| trouble.name().contains(&wanted));
+    let troubles = drawn.take(usize::try_from(minutes * 60).expect("not that long")).collect();
     let sizes = Sizes { quota_mebibytes: 64, disk_mebibytes: 1024, compact_after_minutes: Some(2) };
     let at_most = Duration::from_secs(minutes * 60);
-    Plan { store, seed, sizes, load: HEAVY, faults, at_most }
+    Plan { store, seed, secured: seed % 2 == 1, sizes, load: HEAVY, troubles, at_most }
 }
 
 /// One server without etcd keeps what it promises alone, too; and what is found here is not etcd's.

@@ -73,6 +73,21 @@ pub(crate) struct Link {
     pub(crate) lost_per_mille: u32,
 }
 
+impl Link {
+    /// Both at once.
+    fn and(self, other: Self) -> Self {
+        Self {
+            cut: self.cut || other.cut,
+            delay: self.delay + other.delay,
+            jitter: self.jitter + other.jitter,
+            lost_per_mille: self.lost_per_mille + other.lost_per_mille,
+        }
+    }
+}
+
+/// How many faults of the network may be there at once.
+pub(crate) const LAYERS: usize = 2;
+
 /// A packet on its way.
 struct Held {
     due: Instant,
@@ -109,7 +124,8 @@ impl Ord for Held {
 }
 
 struct State {
-    links: [[Link; NODES]; NODES],
+    /// What each fault does to the links; they add up.
+    layers: [[[Link; NODES]; NODES]; LAYERS],
     /// When the last packet of each link is due: none overtakes another.
     last: [[Option<Instant>; NODES]; NODES],
     held: BinaryHeap<Reverse<Held>>,
@@ -134,7 +150,7 @@ impl Network {
             std::iter::once(Node::Callers).chain(Node::MEMBERS).chain(Node::REPLICAS).collect();
         let devices = nodes.iter().map(|node| device(*node)).collect();
         let state = State {
-            links: Default::default(),
+            layers: Default::default(),
             last: Default::default(),
             held: BinaryHeap::new(),
             number: 0,
@@ -155,20 +171,20 @@ impl Network {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes how packets go from one node to another, that way alone.
-    pub(crate) fn set(&self, from: Node, to: Node, link: Link) {
-        self.lock().links[from.index()][to.index()] = link;
+    /// Changes how packets go from one node to another, that way alone, by one of the faults.
+    pub(crate) fn set(&self, layer: usize, from: Node, to: Node, link: Link) {
+        self.lock().layers[layer][from.index()][to.index()] = link;
     }
 
     /// Both ways.
-    pub(crate) fn set_both(&self, one: Node, other: Node, link: Link) {
-        self.set(one, other, link);
-        self.set(other, one, link);
+    pub(crate) fn set_both(&self, layer: usize, one: Node, other: Node, link: Link) {
+        self.set(layer, one, other, link);
+        self.set(layer, other, one, link);
     }
 
-    /// Everything passes, at once.
-    pub(crate) fn heal(&self) {
-        self.lock().links = Default::default();
+    /// What one of the faults did is over.
+    pub(crate) fn heal(&self, layer: usize) {
+        self.lock().layers[layer] = Default::default();
     }
 
     /// Takes what one node sends, as long as the process lives.
@@ -186,7 +202,8 @@ impl Network {
 
     fn pass(&self, from: usize, to: usize, packet: &[u8]) {
         let mut state = self.lock();
-        let link = state.links[from][to];
+        let of_all = state.layers.iter().map(|links| links[from][to]);
+        let link = of_all.fold(Link::default(), Link::and);
         if link.cut {
             return;
         }

@@ -10,14 +10,15 @@ use tokio_util::sync::CancellationToken;
 use crate::calls::{Pool, Shared, endpoint};
 use crate::cast::Cast;
 use crate::checker::{self, Findings, Rules};
+use crate::clock::LEAD_SECS;
 use crate::dice::Dice;
 use crate::etcd::Sizes;
-use crate::fault::Fault;
+use crate::fault::Trouble;
 use crate::finale;
 use crate::follow::{self, MAX_STALENESS};
 use crate::history::{Answer, History, Micros, Recorder};
 use crate::load::{self, Load};
-use crate::process::PATIENCE;
+use crate::process::Patience;
 use crate::replica::Store;
 use crate::report::{self, KINDS, Struck};
 use crate::rig::{Rig, kept};
@@ -26,10 +27,11 @@ use crate::rig::{Rig, kept};
 pub(crate) struct Plan {
     pub(crate) store: Store,
     pub(crate) seed: u64,
+    /// Whether there are certificates and logins between replicas and etcd.
+    pub(crate) secured: bool,
     pub(crate) sizes: Sizes,
     pub(crate) load: Load,
-    /// Faults and how long each is left to work.
-    pub(crate) faults: Vec<(Fault, Duration)>,
+    pub(crate) troubles: Vec<Trouble>,
     /// No fault begins later than this.
     pub(crate) at_most: Duration,
 }
@@ -42,15 +44,17 @@ const SKEW: Duration = Duration::from_millis(1500);
 /// What is measured by.
 pub(crate) fn rules() -> Rules {
     let micros = |it: Duration| u64::try_from(it.as_micros()).expect("short");
-    Rules { slack: 1_000_000, bound: micros(MAX_STALENESS + SKEW) }
+    let lead = Duration::from_secs(LEAD_SECS.unsigned_abs());
+    let (bound, lead) = (micros(MAX_STALENESS + SKEW), micros(lead));
+    Rules { slack: 1_000_000, bound, lead, leeway: micros(avouch::jwt::MAX_LEEWAY) }
 }
 
 /// Plays it. Panics when a promise was broken, or nothing goes on after a fault.
 pub(crate) async fn play(plan: Plan) {
     let began = Instant::now();
     let said = |what: &str| println!("{:>6.1} s  {what}", began.elapsed().as_secs_f64());
-    println!("seed {}", plan.seed);
-    let mut rig = Rig::start(plan.store, plan.sizes, plan.seed).await;
+    println!("seed {}{}", plan.seed, if plan.secured { ", with TLS and logins" } else { "" });
+    let mut rig = Rig::start(plan.store, plan.sizes, plan.secured, plan.seed).await;
     said("all serve");
     let channel = endpoint(0).connect().await.expect("it serves");
     let cast = Cast::register(channel, &rig.files()).await;
@@ -72,13 +76,13 @@ pub(crate) async fn play(plan: Plan) {
     let dice = Dice::new(plan.seed, "faults");
     let mut struck = Vec::new();
     let mut stuck = None;
-    for (fault, hold) in &plan.faults {
+    for trouble in &plan.troubles {
         if began.elapsed() > plan.at_most {
             break;
         }
-        said(&format!("{fault:?} for {hold:?}"));
+        said(&format!("{} {trouble:?}", trouble.name()));
         let from = shared.recorder.now();
-        let healed = fault.strike(&mut rig, *hold, &dice).await;
+        let healed = trouble.strike(&mut rig, &shared.recorder, &dice).await;
         let since = shared.recorder.now();
         let served = rig.serving().await;
         let serving = healed.elapsed();
@@ -89,7 +93,7 @@ pub(crate) async fn play(plan: Plan) {
         let progress = match went_on {
             Ok(progress) => progress,
             Err(why) => {
-                stuck = Some(format!("{} was put right, and yet: {why}", fault.name()));
+                stuck = Some(format!("{} was put right, and yet: {why}", trouble.name()));
                 break;
             }
         };
@@ -98,7 +102,7 @@ pub(crate) async fn play(plan: Plan) {
         said(&format!(
             "    serving after {serving:.1?}, all calls after {progress:.1?}; {stalls:.1?}"
         ));
-        struck.push(Struck { name: fault.name(), serving, progress, stalls });
+        struck.push(Struck { name: trouble.name(), serving, progress, stalls });
     }
     shared.stop.cancel();
     while let Some(ended) = calling.join_next().await {
@@ -121,7 +125,8 @@ pub(crate) async fn play(plan: Plan) {
     if plan.store == Store::Etcd {
         findings.explain_none_of(rig.fallen.clone());
     }
-    let text = report::markdown(plan.seed, began.elapsed(), &history, &struck, &findings);
+    let title = format!("Seed {}{}", plan.seed, if plan.secured { ", TLS and logins" } else { "" });
+    let text = report::markdown(&title, began.elapsed(), &history, &struck, &findings);
     println!("{text}");
     keep(&rig, plan.seed, &text, &findings, &history);
     said("done");
@@ -150,6 +155,7 @@ fn keep(rig: &Rig, seed: u64, text: &str, findings: &Findings, history: &History
 /// Waits until every kind of call that began after `since` has succeeded at every replica.
 async fn progress(rig: &mut Rig, shared: &Shared, since: Micros) -> Result<Duration, String> {
     let began = Instant::now();
+    let mut patience = Patience::new();
     loop {
         let missing = shared.recorder.look(|history| {
             let mut missing: Vec<(&str, usize)> = KINDS
@@ -171,7 +177,7 @@ async fn progress(rig: &mut Rig, shared: &Shared, since: Micros) -> Result<Durat
             return Ok(began.elapsed());
         }
         rig.start_the_fallen();
-        if began.elapsed() > PATIENCE {
+        if patience.is_over() {
             return Err(format!("no {missing:?} for {:?}", began.elapsed()));
         }
         sleep(Duration::from_millis(20)).await;

@@ -6,17 +6,40 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::net::Node;
 
 /// No wait is expected to come near it; it only turns a hang into a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What of a patience is left. A machine that stood still altogether used up none of it.
+pub(crate) struct Patience {
+    left: Duration,
+    looked: Instant,
+}
+
+impl Patience {
+    /// All of it.
+    pub(crate) fn new() -> Self {
+        Self { left: PATIENCE, looked: Instant::now() }
+    }
+
+    /// Whether none is left. To be asked again and again.
+    pub(crate) fn is_over(&mut self) -> bool {
+        // Longer than any one step of who waits.
+        let passed = self.looked.elapsed().min(Duration::from_secs(3));
+        self.left = self.left.saturating_sub(passed);
+        self.looked = Instant::now();
+        self.left.is_zero()
+    }
+}
+
 /// A program in the namespace of a node. It may run or not.
 pub(crate) struct Program {
     node: Node,
     words: Vec<String>,
+    variables: Vec<(&'static str, PathBuf)>,
     directory: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -25,7 +48,14 @@ pub(crate) struct Program {
 impl Program {
     /// One that does not run yet; it will in this directory, and append what it says to a log.
     pub(crate) fn new(node: Node, words: Vec<String>, directory: &Path, log: PathBuf) -> Self {
-        Self { node, words, directory: directory.to_owned(), log, child: None }
+        let (variables, directory) = (Vec::new(), directory.to_owned());
+        Self { node, words, variables, directory, log, child: None }
+    }
+
+    /// The same, with this in its environment.
+    pub(crate) fn with_variable(mut self, name: &'static str, value: &Path) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
     }
 
     /// Starts it, unless it runs.
@@ -42,6 +72,7 @@ impl Program {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("RUST_BACKTRACE", "1")
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -82,6 +113,16 @@ impl Program {
         if let Some(mut child) = self.child.take() {
             child.kill().await.expect("killed");
         }
+    }
+
+    /// Its end, which comes by itself; what it said last.
+    pub(crate) async fn ended(&mut self) -> String {
+        if let Some(mut child) = self.child.take() {
+            let ended = timeout(PATIENCE, child.wait()).await;
+            let status = ended.expect("it ends by itself").expect("its end");
+            assert!(!status.success(), "it ends with an error: {}", self.tail(20));
+        }
+        self.tail(20)
     }
 
     /// SIGTERM, and its end.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::access::Access;
+use crate::clock::Skew;
 use crate::net::Node;
 use crate::process::Program;
 
@@ -9,6 +11,8 @@ use crate::process::Program;
 pub(crate) const ISSUER: &str = "https://id.example.com";
 /// Where each replica serves gRPC.
 pub(crate) const PORT: u16 = 7700;
+/// Where each replica tells its metrics.
+pub(crate) const OPS_PORT: u16 = 7702;
 
 /// Where the state is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,15 +45,22 @@ fn program() -> String {
     std::env::var(BINARY).unwrap_or_else(|_| env!("CARGO_BIN_EXE_avouch").to_owned())
 }
 
-/// A replica that does not run yet. `directory` has the key file that all share.
-pub(crate) fn replica(index: usize, store: Store, directory: &Path) -> Program {
+/// A replica that does not run yet, and its clock. `directory` has the key file that all share;
+/// `preloaded` lets it see that clock.
+pub(crate) fn replica(
+    index: usize,
+    store: Store,
+    access: Option<&Access>,
+    directory: &Path,
+    preloaded: &Path,
+) -> (Program, Skew) {
     let node = Node::Replica(index);
     let own = directory.join(node.name());
     std::fs::create_dir_all(&own).expect("a directory");
     let mut settings = vec![
         format!("server.listen={}:{PORT}", node.address()),
         "server.public_listen=127.0.0.1:0".to_owned(),
-        "server.ops_listen=127.0.0.1:0".to_owned(),
+        format!("server.ops_listen={}:{OPS_PORT}", node.address()),
         "server.plaintext_mesh=true".to_owned(),
         "server.drain_timeout=5s".to_owned(),
         format!("issuer.url={ISSUER}"),
@@ -71,12 +82,24 @@ pub(crate) fn replica(index: usize, store: Store, directory: &Path) -> Program {
         }
         Store::Etcd => {
             let members = Node::MEMBERS.map(|it| format!("{}:2379", it.address())).join(",");
-            settings.push(format!("store.url=etcd://{members}/avouch"));
-            settings.push("etcd.plaintext_behind_mesh=true".to_owned());
+            match access {
+                None => {
+                    settings.push(format!("store.url=etcd://{members}/avouch"));
+                    settings.push("etcd.plaintext_behind_mesh=true".to_owned());
+                }
+                Some(access) => {
+                    settings.push(format!("store.url=etcds://{members}/avouch"));
+                    settings.extend(access.of_replica(node));
+                }
+            }
             settings.push(format!("server.files_dir={}", data.display()));
         }
     }
     let mut words = vec![program(), "serve".to_owned()];
     words.extend(settings.into_iter().map(|it| format!("--set={it}")));
-    Program::new(node, words, &own, directory.join(format!("{}.log", node.name())))
+    let skew = Skew::new(&own);
+    let program = Program::new(node, words, &own, directory.join(format!("{}.log", node.name())))
+        .with_variable("LD_PRELOAD", preloaded)
+        .with_variable("CLOCK_AHEAD", &skew.path);
+    (program, skew)
 }

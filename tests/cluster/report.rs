@@ -10,7 +10,7 @@ use crate::history::{Answer, History, Judged, Micros, Seen};
 /// One fault, and what it did to the callers.
 #[derive(Clone, Debug)]
 pub(crate) struct Struck {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// From when it was put right until every replica said that it serves.
     pub(crate) serving: Duration,
     /// Until every kind of call had succeeded at every replica.
@@ -57,7 +57,7 @@ fn seconds(it: Duration) -> String {
 
 /// The report of one run, in Markdown.
 pub(crate) fn markdown(
-    seed: u64,
+    title: &str,
     took: Duration,
     history: &History,
     struck: &[Struck],
@@ -68,12 +68,18 @@ pub(crate) fn markdown(
         // Writing to a String does not fail.
         _ = writeln!(text, "{it}");
     };
-    line(format!("### Seed {seed}, {} min\n", took.as_secs() / 60));
+    line(format!("### {title}, {} min\n", took.as_secs() / 60));
     line("| fault | times | serving again | all calls again | Authenticate | Refresh | Revoke | Introspect |".into());
     line("|---|--:|--:|--:|--:|--:|--:|--:|".into());
     let mut by_name: BTreeMap<&str, Vec<&Struck>> = BTreeMap::new();
+    let mut pairs: BTreeMap<&str, usize> = BTreeMap::new();
     for it in struck {
-        by_name.entry(it.name).or_default().push(it);
+        // There are more pairs than anybody reads.
+        let name = if it.name.contains(" + ") { "two at once" } else { it.name.as_str() };
+        by_name.entry(name).or_default().push(it);
+        if name != it.name {
+            *pairs.entry(&it.name).or_default() += 1;
+        }
     }
     for (name, them) in &by_name {
         let most = |of: &dyn Fn(&Struck) -> Duration| {
@@ -87,6 +93,13 @@ pub(crate) fn markdown(
             most(&|it| it.progress),
             stalls.join(" | ")
         ));
+    }
+    if !pairs.is_empty() {
+        let told = pairs.iter().map(|(name, times)| match times {
+            1 => (*name).to_owned(),
+            _ => format!("{name} ({times})"),
+        });
+        line(format!("\nTwo at once: {}.", told.collect::<Vec<_>>().join("; ")));
     }
     line("\n| call | answered | refused | unanswered |\n|---|--:|--:|--:|".into());
     let mut counts: BTreeMap<&str, [usize; 3]> = BTreeMap::new();

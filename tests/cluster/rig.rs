@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use avouch::crypto::OsEntropy;
@@ -12,17 +13,21 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::access::Access;
 use crate::calls::endpoint;
+use crate::clock::{Skew, preloaded};
 use crate::etcd::{Member, Sizes};
 use crate::gateway;
 use crate::net::Network;
-use crate::process::{PATIENCE, Program};
+use crate::process::{Patience, Program};
 use crate::replica::{Store, replica};
 
 pub(crate) struct Rig {
     pub(crate) network: Network,
     pub(crate) members: Vec<Member>,
     pub(crate) replicas: Vec<Program>,
+    /// How far the clock of each replica is off.
+    pub(crate) skews: Vec<Arc<Skew>>,
     pub(crate) sizes: Sizes,
     /// The replicas that ended though nobody ended them, and what they said last.
     pub(crate) fallen: Vec<String>,
@@ -56,23 +61,32 @@ fn key_file(directory: &Path) {
 }
 
 impl Rig {
-    /// Starts all of them; they serve then.
-    pub(crate) async fn start(store: Store, sizes: Sizes, seed: u64) -> Self {
+    /// Starts all of them; they serve then. With `secured`, all who talk to etcd have certificates, and
+    /// replicas log in.
+    pub(crate) async fn start(store: Store, sizes: Sizes, secured: bool, seed: u64) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path();
         let network = Network::new(seed);
         key_file(path);
+        let access = (secured && store == Store::Etcd).then(|| Access::new(path));
+        let access = access.as_ref();
         let mut members = Vec::new();
         if store == Store::Etcd {
-            members.extend((0..3).map(|index| Member::new(index, path, sizes)));
+            members.extend((0..3).map(|index| Member::new(index, path, sizes, access)));
             members.iter_mut().for_each(|member| member.program.start());
             for member in &mut members {
                 member.led().await;
             }
+            if let Some(access) = access {
+                access.require().await;
+            }
         }
-        let replicas = (0..store.replicas()).map(|index| replica(index, store, path)).collect();
-        let mut rig =
-            Self { network, members, replicas, sizes, fallen: Vec::new(), directory, seed };
+        let preloaded = preloaded(path);
+        let replica = |index| replica(index, store, access, path, &preloaded);
+        let (replicas, skews): (Vec<_>, Vec<_>) = (0..store.replicas()).map(replica).unzip();
+        let skews = skews.into_iter().map(Arc::new).collect();
+        let fallen = Vec::new();
+        let mut rig = Self { network, members, replicas, skews, sizes, fallen, directory, seed };
         // All at once: one of them makes what the first start makes.
         rig.replicas.iter_mut().for_each(Program::start);
         rig.serving().await.expect("they all serve");
@@ -96,10 +110,11 @@ impl Rig {
     /// When one does not, with what it said last.
     pub(crate) async fn serving(&mut self) -> Result<Duration, String> {
         let began = Instant::now();
+        let mut patience = Patience::new();
         for index in 0..self.replicas.len() {
             while !serves(index).await {
                 self.start_the_fallen();
-                if began.elapsed() > PATIENCE {
+                if patience.is_over() {
                     let members = self.members_say().await;
                     let said = self.replicas[index].tail(30);
                     return Err(format!("replica {index} does not serve: {said}\n{members}"));

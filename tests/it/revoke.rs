@@ -256,7 +256,8 @@ async fn what_is_unknown_or_over_is_ok_and_no_event() {
         let answer = bench.server.revoke(&bench.operator, target.clone()).await;
         assert_eq!(answer.expect("no error").revoked, None, "{target:?}");
     }
-    bench.server.clock.advance(Duration::from_secs(300));
+    // Five minutes, and what a verifier whose clock is behind allows.
+    bench.server.clock.advance(Duration::from_secs(316));
     let expired = Target::Token(bench.tokens.access_token.clone());
     let answer = bench.server.revoke(&bench.operator, expired).await.expect("no error");
     assert_eq!(answer.revoked, None);

@@ -1,6 +1,6 @@
 //! WatchRevocations on a socket: what servers and clients say to each other.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use avouch::client::watch::{Lost, Watch, WatchEvent, WatchSettings};
@@ -285,8 +285,11 @@ async fn a_peer_that_accepts_no_byte_is_cut_from_its_connection() {
 }
 
 fn follow(endpoints: Vec<tonic::transport::Endpoint>) -> Watch {
-    let settings =
-        WatchSettings { heartbeat: Duration::from_millis(100), ..WatchSettings::new(endpoints) };
+    follow_by(Duration::from_millis(100), endpoints)
+}
+
+fn follow_by(heartbeat: Duration, endpoints: Vec<tonic::transport::Endpoint>) -> Watch {
+    let settings = WatchSettings { heartbeat, ..WatchSettings::new(endpoints) };
     Watch::new(settings, Arc::new(SeededEntropy::new(1)))
 }
 
@@ -414,6 +417,65 @@ async fn what_a_client_missed_does_not_turn_its_clock_back() {
     assert!(now >= before.sent.after(passed), "{now} after {}", before.sent);
     assert_eq!(watch.cursor().unwrap().revision, Revision(1), "what was applied counts");
     event_where(&mut watch, is_synced).await;
+}
+
+/// What is taken for the server's clock comes back to it when that has stood still: or everything would
+/// look old for as long as the stream lives, and tokens would end too early.
+#[tokio::test]
+async fn a_server_clock_that_stood_still_is_told_anew() {
+    let (world, _feed, address) = begin(FeedSettings::default()).await;
+    let world = Arc::new(world);
+    // Set back, it stands so long. A stream that shows nothing new for 2.5 s is left for that.
+    let stands = Arc::new(Mutex::new(Duration::ZERO));
+    let running = tokio::spawn({
+        let (world, stands) = (Arc::clone(&world), Arc::clone(&stands));
+        async move {
+            let mut shown = tokio::time::Instant::now();
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                shown += std::mem::take(&mut *stands.lock().expect("nobody panics"));
+                let now = tokio::time::Instant::now();
+                world.clock.advance(now.saturating_duration_since(shown));
+                shown = shown.max(now);
+            }
+        }
+    });
+    let mut watch = follow_by(Duration::from_secs(1), vec![endpoint(address)]);
+    // On a busy machine a stream may be lost for something else first.
+    let told_anew = async {
+        loop {
+            match watch.next().await {
+                WatchEvent::Synced(_) => {
+                    *stands.lock().expect("nobody panics") = Duration::from_secs(2);
+                }
+                WatchEvent::Disconnected { lost: Lost::Late, .. } => return,
+                _ => {}
+            }
+        }
+    };
+    timeout(3 * LONG, told_anew).await.expect("it is told anew");
+    let ahead = |watch: &Watch| {
+        let told = watch.fresh().expect("synced").server_time(tokio::time::Instant::now());
+        told.since(avouch::domain::clock::Clock::now(&*world.clock))
+    };
+    assert!(ahead(&watch) >= Duration::from_secs(1), "{:?}", ahead(&watch));
+    event_where(&mut watch, is_synced).await;
+    assert!(ahead(&watch) < Duration::from_secs(1), "{:?}", ahead(&watch));
+    running.abort();
+}
+
+/// A server that vouches for nothing new and whose clock stands is left for that, and not begun anew as
+/// one that was only set back: with each beginning it would look fresh.
+#[tokio::test]
+async fn a_clock_that_stands_while_nothing_is_vouched_for_is_no_reason_to_begin_anew() {
+    let (_world, _feed, address) = begin(FeedSettings::default()).await;
+    let mut watch = follow_by(Duration::from_secs(1), vec![endpoint(address)]);
+    event_where(&mut watch, is_synced).await;
+    let left = |it: &WatchEvent| {
+        matches!(it, WatchEvent::Disconnected { lost: Lost::Frozen | Lost::Late, .. })
+    };
+    let lost = event_where(&mut watch, left).await;
+    assert!(matches!(lost, WatchEvent::Disconnected { lost: Lost::Frozen, .. }), "{lost:?}");
 }
 
 /// While a store proves nothing, no new digest is made; the last one must not outlive what it counts.

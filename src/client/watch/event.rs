@@ -50,6 +50,9 @@ pub enum Lost {
     /// The replica goes on, but has not said for long that what it has is fresh: it is cut off from
     /// its store.
     Frozen,
+    /// All that came for long was late, by what the first frames said of the server's clock: that clock
+    /// has stood still meanwhile, as it does when it is set back. A new stream tells what it shows.
+    Late,
     /// The server said something that makes no sense here.
     Protocol(&'static str),
 }

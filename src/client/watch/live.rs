@@ -19,6 +19,10 @@ const MISSED_HEARTBEATS: u32 = 3;
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long a connection and the begin of a stream may take.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
+/// From when on a frame counts as late, by what earlier ones said of the server's clock.
+const LATE: Duration = Duration::from_secs(1);
+/// How long every frame may be late.
+const LATE_FOR: Duration = Duration::from_secs(5);
 /// Larger than the largest frame.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -43,6 +47,8 @@ pub(super) struct Live {
     pub(super) quickest: Option<(Timestamp, Instant)>,
     /// The newest `as_of`, and since when.
     as_of: Option<(Timestamp, Instant)>,
+    /// Since when every frame was late, and the `as_of` of the first of them.
+    late: Option<(Instant, Timestamp)>,
 }
 
 impl Live {
@@ -86,6 +92,7 @@ impl Live {
             synced: false,
             quickest: None,
             as_of: None,
+            late: None,
         })
     }
 
@@ -115,6 +122,19 @@ impl Live {
                 (received, known.is_some())
             }
         }
+    }
+
+    /// Whether this frame, and all others for long, came later than the server's clock explains, though
+    /// it vouches for new things: what is taken for that clock here is ahead of it. As long as `as_of`
+    /// stands this decides nothing, so that who is cut off does not seem fresh for having a clock that
+    /// stands. Whoever could hold all frames up so long could cut the stream as well.
+    pub(super) fn is_late(&mut self, by: Duration, as_of: Timestamp, received: Instant) -> bool {
+        if by < LATE {
+            self.late = None;
+            return false;
+        }
+        let (since, first) = *self.late.get_or_insert((received, as_of));
+        as_of > first && received.saturating_duration_since(since) >= LATE_FOR
     }
 
     /// The server's clock at `received`, when a frame says `sent`.

@@ -129,7 +129,12 @@ impl Watch {
     ) -> Result<Fresh, Lost> {
         let mut fresh = fresh(through, as_of, sent, received)?;
         if let Some(live) = &mut self.live {
-            fresh.sent = live.server_time(fresh.sent, received);
+            let here = live.server_time(fresh.sent, received);
+            // Frames of before are late, and tell nothing.
+            if live.synced && live.is_late(here.since(fresh.sent), fresh.as_of, received) {
+                return Err(Lost::Late);
+            }
+            fresh.sent = here;
         }
         Ok(fresh)
     }

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use super::books::{Books, Page};
-use super::{Findings, Promise, Rules};
+use super::{Findings, Measures, Promise};
 use crate::history::{Answer, Asked, Call, History, Micros};
 
 /// More orders than this are not followed, which is said and never passed over.
@@ -70,15 +70,15 @@ impl Order {
 
 /// One session's rules.
 #[derive(Clone, Copy)]
-struct Timing {
+struct Timing<'a> {
     window: Micros,
-    slack: Micros,
+    measures: Measures<'a>,
 }
 
 impl Order {
     /// The session after a step that takes effect no later than `by`; None if its answer would have been
     /// another, or if nothing would come of a step that was not answered.
-    fn after(&self, number: usize, step: &Step, by: Micros, timing: Timing) -> Option<Self> {
+    fn after(&self, number: usize, step: &Step, by: Micros, timing: Timing<'_>) -> Option<Self> {
         let by = step.returned.map_or(by, |returned| returned.min(by));
         let unanswered = step.returned.is_none();
         let mut next = self.clone();
@@ -104,8 +104,9 @@ impl Order {
                 let parent = generation + 1 == self.generation;
                 let shortest = step.invoked.saturating_sub(self.rotated.1);
                 let longest = by.saturating_sub(self.rotated.0);
-                let may_retry = parent && shortest < timing.window + timing.slack;
-                let may_kill = !parent || longest + timing.slack >= timing.window;
+                let slack = timing.measures.slack(self.rotated.0, by);
+                let may_retry = parent && shortest < timing.window + slack;
+                let may_kill = !parent || longest + slack >= timing.window;
                 match got {
                     Got::Successor if may_retry => {}
                     Got::Nothing if may_kill => next.dead = true,
@@ -162,7 +163,7 @@ enum Followed {
     TooMany,
 }
 
-fn follow(steps: &[Step], timing: Timing) -> Followed {
+fn follow(steps: &[Step], timing: Timing<'_>) -> Followed {
     let mut events: Vec<(Micros, bool, usize)> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
         events.push((step.invoked, false, number));
@@ -227,11 +228,16 @@ fn prune(orders: &mut Vec<Order>, steps: &[Step]) {
     *orders = kept;
 }
 
-pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &mut Findings) {
+pub(super) fn check(
+    history: &History,
+    books: &Books,
+    measures: Measures<'_>,
+    findings: &mut Findings,
+) {
     for (session, page) in &books.pages {
         findings.sessions += 1;
         let steps = steps(&history.calls, page);
-        let timing = Timing { window: page.window, slack: rules.slack };
+        let timing = Timing { window: page.window, measures };
         match follow(&steps, timing) {
             Followed::Fits { only_late } => {
                 findings.killed_by_a_late_call += usize::from(only_late)

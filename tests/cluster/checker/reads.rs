@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::books::{Books, Page, lasts_until};
-use super::{Findings, Promise, Rules};
+use super::{Findings, Measures, Promise};
 use crate::history::{Answer, Asked, Call, History, Judged, Micros, Session, Token};
 
 /// A revocation that was acknowledged.
@@ -31,7 +31,7 @@ fn earlier(one: Option<Micros>, other: Micros) -> Option<Micros> {
 }
 
 impl Fate {
-    fn of(calls: &[Call], page: &Page, slack: Micros) -> Self {
+    fn of(calls: &[Call], page: &Page, measures: Measures<'_>) -> Self {
         let mut fate = Self {
             taken: Vec::new(),
             refused: None,
@@ -80,7 +80,8 @@ impl Fate {
                 _ => {
                     let next = page.successors.get(&token).and_then(|it| first.get(it)).copied();
                     let begun = first.get(&token).copied().unwrap_or(call.invoked);
-                    let late = (begun + page.window).saturating_sub(slack);
+                    let over = begun + page.window;
+                    let late = over.saturating_sub(measures.slack(begun, over));
                     let from = next.unwrap_or(late).min(late).max(call.invoked);
                     fate.may_die = earlier(fate.may_die, from);
                 }
@@ -101,8 +102,13 @@ impl Fate {
     }
 }
 
-pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &mut Findings) {
-    let fate = |page: &Page| Fate::of(&history.calls, page, rules.slack);
+pub(super) fn check(
+    history: &History,
+    books: &Books,
+    measures: Measures<'_>,
+    findings: &mut Findings,
+) {
+    let fate = |page: &Page| Fate::of(&history.calls, page, measures);
     let fates: HashMap<Session, Fate> =
         books.pages.iter().map(|(session, page)| (*session, fate(page))).collect();
     let ends = |session: Session, token: Token| {
@@ -132,14 +138,16 @@ pub(super) fn check(history: &History, books: &Books, rules: Rules, findings: &m
                 );
                 findings.add(Promise::ReadYourRevocation, text);
             }
-        } else if call.returned + rules.slack < ends
+        } else if call.returned + measures.slack(call.invoked, call.returned) < ends
+            // A token may be too early where clocks are further apart.
+            && measures.beyond_lead(call.invoked, call.returned) == 0
             && fate.may_be_dead_from(token).is_none_or(|from| from > call.returned)
         {
             let text = format!("inactive, though nobody took it back: {call:?}");
             findings.add(Promise::OneOrder, text);
         }
     }
-    verdicts(history, &fates, rules, findings, &ends);
+    verdicts(history, &fates, measures, findings, &ends);
     logins(history, findings);
 }
 
@@ -166,7 +174,7 @@ fn logins(history: &History, findings: &mut Findings) {
 fn verdicts(
     history: &History,
     fates: &HashMap<Session, Fate>,
-    rules: Rules,
+    measures: Measures<'_>,
     findings: &mut Findings,
     ends: &dyn Fn(Session, Token) -> Option<Micros>,
 ) {
@@ -182,7 +190,9 @@ fn verdicts(
                 let Some(dead_by) = fate.dead_by(verdict.token) else { continue };
                 let late = verdict.invoked.saturating_sub(dead_by);
                 findings.latest_acceptance = findings.latest_acceptance.max(late);
-                if late > rules.bound {
+                // By the moment of its issue a token is taken for newer than it is.
+                let more = measures.beyond_lead(dead_by, verdict.returned);
+                if late > measures.rules.bound + more {
                     let text = format!(
                         "verifier {who} accepted {late} us after its revocation was acknowledged: {verdict:?}"
                     );
@@ -197,7 +207,11 @@ fn verdicts(
                     findings.add(Promise::Bound, text);
                 }
             }
-            Judged::Invalid if verdict.returned + rules.slack < ends => {
+            Judged::Invalid
+                if verdict.returned + measures.slack(verdict.invoked, verdict.returned) < ends
+                    && measures.apart(verdict.invoked, verdict.returned)
+                        <= measures.rules.leeway =>
+            {
                 findings
                     .add(Promise::Bound, format!("verifier {who} refused as none: {verdict:?}"));
             }

@@ -1,6 +1,8 @@
 //! The checker refuses what breaks a promise, and nothing else. A bad history is a good one with one
 //! thing changed.
 
+mod clocks;
+
 use proptest::prelude::*;
 
 use super::{Findings, Promise, Rules, check};
@@ -10,7 +12,7 @@ use crate::history::{
     Token, Verdict,
 };
 
-const RULES: Rules = Rules { slack: 10, bound: 500 };
+const RULES: Rules = Rules { slack: 10, bound: 500, lead: 100, leeway: 50 };
 const WINDOW: Micros = 1_000;
 const LATER: Micros = 1_000_000;
 const SUBJECT: Subject = Subject(3);
@@ -387,6 +389,16 @@ fn whoever_waits_for_the_watchers_is_told_the_truth() {
     let told = watched(vec![batch(&[7])]);
     let untold = || revoke((110, 120), Some(true)).watcher(watched(vec![]));
     untold().breaks(Promise::Applied);
+    // Unless its good-bye was on its way by then, and is what it hears of next.
+    let then = |next: &[Seen]| {
+        let mut pen = untold();
+        pen.0.watched[0].extend(next.iter().map(|seen| (121, seen.clone())));
+        pen
+    };
+    let bye = Seen::Lost("GoAway(Drain)".to_owned());
+    then(&[Seen::Heartbeat(6), bye.clone()]).is_good();
+    then(&[Seen::Heartbeat(7), bye]).breaks(Promise::Applied);
+    then(&[Seen::Lost("Silent".to_owned())]).breaks(Promise::Applied);
     revoke((110, 120), Some(false)).watcher(watched(vec![])).is_good();
     revoke((110, 120), None).watcher(watched(vec![])).is_good();
     revoke((90, 120), Some(true)).watcher(told.clone()).is_good();

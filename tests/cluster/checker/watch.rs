@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Findings, Promise, Rules};
+use super::{Findings, Measures, Promise};
 use crate::history::{Answer, History, Micros, Seen, Shown};
 
 /// Every revocation that anybody knows of, by revision.
@@ -28,10 +28,10 @@ fn known(history: &History) -> BTreeMap<u64, Shown> {
     known
 }
 
-pub(super) fn check(history: &History, rules: Rules, findings: &mut Findings) {
+pub(super) fn check(history: &History, measures: Measures<'_>, findings: &mut Findings) {
     let known = known(history);
     for (watcher, seen) in history.watched.iter().enumerate() {
-        stream(watcher, seen, rules, &known, findings);
+        stream(watcher, seen, measures, &known, findings);
     }
     for (place, other) in about_once(history) {
         findings
@@ -61,7 +61,8 @@ pub(super) fn check(history: &History, rules: Rules, findings: &mut Findings) {
             let epoch = held.entry(&shown.about).or_default();
             *epoch = shown.epoch.max(*epoch);
         }
-        let live = known.values().filter(|shown| shown.ends > end.at + rules.slack);
+        let slack = measures.slack(end.at, end.at);
+        let live = known.values().filter(|shown| shown.ends > end.at + slack);
         for shown in live {
             if held.get(shown.about.as_str()).is_none_or(|epoch| *epoch < shown.epoch) {
                 let text = format!("replica {replica} does not list {shown:?} at the end");
@@ -88,12 +89,22 @@ fn waits(history: &History, findings: &mut Findings) {
                 Seen::Batch { shown, .. } => shown.iter().any(|it| it.revision == event.revision),
                 _ => false,
             });
-            if was_there && !told {
+            if was_there && !told && !is_sent_away(&seen[to..], event.revision) {
                 let text = format!("watcher {watcher} is said to have applied {event:?}: {call:?}");
                 findings.add(Promise::Applied, text);
             }
         }
     }
+}
+
+/// Whether the server had ended the stream by then, and that was still on its way: what comes next of it
+/// is its good-bye, before anything as late as this revision.
+fn is_sent_away(next: &[(Micros, Seen)], revision: u64) -> bool {
+    let mut before = next
+        .iter()
+        .map(|(_, it)| it)
+        .skip_while(|it| matches!(it, Seen::Heartbeat(at) if *at < revision));
+    matches!(before.next(), Some(Seen::Lost(why)) if why.starts_with("GoAway"))
 }
 
 /// What stands at one revision is one event for everybody.
@@ -122,7 +133,7 @@ fn about_once(history: &History) -> Vec<(Shown, Shown)> {
 fn stream(
     watcher: usize,
     seen: &[(Micros, Seen)],
-    rules: Rules,
+    measures: Measures<'_>,
     known: &BTreeMap<u64, Shown>,
     findings: &mut Findings,
 ) {
@@ -133,7 +144,8 @@ fn stream(
     let mut last_revision = 0;
     for (now, seen) in seen {
         // What has ended meanwhile need not be told any more.
-        let live = |it: &Shown| it.ends > now + rules.slack;
+        let slack = measures.slack(*now, *now);
+        let live = |it: &Shown| it.ends > now + slack;
         let mut hole =
             |text: String| findings.add(Promise::NoHoles, format!("watcher {watcher}: {text}"));
         match seen {

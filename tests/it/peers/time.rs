@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use avouch::app::{BuildError, StoreOptions};
 use avouch::domain::clock::{Clock as _, LEAD, ManualClock};
+use avouch::pb::v1 as pb;
+use avouch::pb::v1::revoke_request::Target;
+use avouch::service::access::AccessError;
 use avouch::store::Store as _;
 use avouch::store::memory::SharedMemory;
 
@@ -81,6 +84,37 @@ async fn a_token_is_good_at_a_replica_whose_clock_is_behind() {
 }
 
 #[tokio::test]
+async fn a_token_can_be_revoked_before_its_time_and_when_it_is_just_over() {
+    let fleet = Fleet::of(2).await;
+    let [one, other] = &fleet.servers[..] else { panic!("two servers") };
+    let operator = one.powerful("operator").await;
+    let now = other.clock.now();
+    let revoke = async |token: &str| {
+        let request = pb::RevokeRequest {
+            client: Some(operator.clone()),
+            target: Some(Target::Token(token.to_owned())),
+            ..Default::default()
+        };
+        other.identity().revoke(request).await.expect("it is done").into_inner()
+    };
+    let (early, whole) = (now.after(LEAD + secs(20)), secs(300));
+    one.clock.set(early);
+    let token = one.own_token(&operator).await;
+    assert!(revoke(&token).await.revoked.is_some(), "it will be good");
+    assert!(matches!(
+        other.service.access_tokens().check(&token, early),
+        Err(AccessError::Revoked(_))
+    ));
+    // Over here, and for who is behind or lenient not yet.
+    one.clock.set(now.after(whole));
+    let tokens = [one.own_token(&operator).await, one.own_token(&operator).await];
+    for (token, after, known) in [(&tokens[0], LEAD, true), (&tokens[1], LEAD + secs(6), false)] {
+        other.clock.set(now.after(2 * whole + after));
+        assert_eq!(revoke(token).await.revoked.is_some(), known);
+    }
+}
+
+#[tokio::test]
 async fn a_clock_that_is_far_ahead_does_not_take_the_others_along() {
     let fleet = Fleet::of(2).await;
     let [rogue, sound] = &fleet.servers[..] else { panic!("two servers") };
@@ -146,7 +180,12 @@ async fn the_one_of_three_whose_clock_is_off_is_out_of_service_until_it_is_set()
     for server in &fleet.servers[..2] {
         assert_eq!(ready(server).await.0, 200);
     }
+    // Set right, its time stands where it was, and what it issues is too early for the others.
     wrong.clock.set(fleet.servers[0].clock.now());
+    clocks_are_known(&fleet, |_, millis| millis == 0).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(ready(wrong).await.0, 503);
+    fleet.servers.iter().for_each(|server| server.clock.advance(secs(110)));
     while ready(wrong).await.0 != 200 {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
