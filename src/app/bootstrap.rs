@@ -16,14 +16,27 @@ use crate::domain::clock::Timestamp;
 use crate::domain::entropy::Entropy;
 use crate::domain::scope::Names;
 use crate::service::Service;
+use crate::service::admin::AdminError;
 use crate::service::admin::users::NewUser;
 use crate::service::journal::Origin;
 
 /// The file with the key-encryption key, made by `--dev` alone.
 pub const ENCRYPTION_KEY: &str = "encryption.key";
 
-fn failed(what: impl std::fmt::Display, error: impl std::fmt::Debug) -> BuildError {
-    BuildError::Bootstrap(format!("{what}: {error:?}"))
+fn failed(what: impl std::fmt::Display, error: impl std::fmt::Display) -> BuildError {
+    BuildError::Bootstrap(format!("{what}: {error}"))
+}
+
+/// The service did not make it.
+fn refused(what: &str, error: AdminError) -> BuildError {
+    match error {
+        AdminError::Unrecorded => failed(
+            what,
+            "the audit log takes nothing, and nobody may get rights that are not recorded; look at where audit.output leads, and start again",
+        ),
+        AdminError::Store(error) => failed(what, error),
+        other => failed(what, format!("{other:?}")),
+    }
 }
 
 /// The key-encryption key of a `--dev` data directory, made if there is none.
@@ -132,7 +145,7 @@ async fn make_client(
         service
             .delete_client(&Caller::system(), id.clone(), &origin)
             .await
-            .map_err(|error| failed("client", error))?;
+            .map_err(|error| refused("client", error))?;
     }
     let secret = service.new_client_secret();
     let credentials =
@@ -141,7 +154,7 @@ async fn make_client(
     service
         .create_client_with(&Caller::system(), client, Some(&secret), &origin)
         .await
-        .map_err(|error| failed("client", error))?;
+        .map_err(|error| refused("client", error))?;
     Ok(())
 }
 
@@ -152,7 +165,7 @@ async fn make_user(service: &Arc<Service>, path: &Path) -> Result<(), BuildError
         service
             .delete_user(&Caller::system(), subject, &origin)
             .await
-            .map_err(|error| failed("user", error))?;
+            .map_err(|error| refused("user", error))?;
     }
     let password = service.new_random_text();
     write_private(path, &format!("{}\n", password.expose()))
@@ -166,6 +179,6 @@ async fn make_user(service: &Arc<Service>, path: &Path) -> Result<(), BuildError
     service
         .create_user(&Caller::system(), user, &origin)
         .await
-        .map_err(|error| failed("user", error))?;
+        .map_err(|error| refused("user", error))?;
     Ok(())
 }

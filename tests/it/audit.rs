@@ -314,3 +314,22 @@ async fn a_collector_with_a_certificate_is_held_against_the_ca() {
     assert_eq!(answer, Err(AuditDown), "an unknown authority");
     assert_eq!(revisions(&collector), [1]);
 }
+
+/// It makes nobody that is not recorded, and says where to look.
+#[tokio::test]
+async fn a_first_start_without_its_collector_says_so_and_the_next_one_makes_up_for_it() {
+    let home = tempfile::tempdir().expect("a directory");
+    let data = home.path().join("data");
+    let nobody = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let endpoint = format!("http://{}", nobody.local_addr().expect("an address"));
+    drop(nobody);
+    let settings = [("audit.output", "otlp"), ("audit.otlp_endpoint", &*endpoint)];
+    let end = Process::start(&data, &settings).outcome().await.expect_err("nothing is recorded");
+    assert_eq!(end.status.code(), Some(1), "{end:?}");
+    let why = "error: the first credentials cannot be made: client: the audit log takes nothing";
+    assert!(end.stderr.contains(why) && end.stderr.contains("audit.output"), "{end:?}");
+    let mut process = Process::start(&data, &[]);
+    process.serving().await;
+    assert!(!Cast::of(&data).admin.client_secret.is_empty());
+    process.kill().await;
+}

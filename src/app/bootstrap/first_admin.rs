@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Made, failed};
+use super::{Made, failed, refused};
 use crate::app::BuildError;
 use crate::cli::files::{ADMIN_CLIENT, ClientCredentials};
 use crate::domain::caller::Caller;
@@ -50,7 +50,7 @@ pub(super) async fn make(
                 None => Ok(Made::default()),
             }
         }
-        Err(error) => Err(failed("client", error)),
+        Err(error) => Err(refused("client", error)),
     }
 }
 

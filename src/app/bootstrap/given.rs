@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Made, failed, registration};
+use super::{Made, refused, registration};
 use crate::app::BuildError;
 use crate::cli::files::ClientCredentials;
 use crate::domain::caller::{Caller, Right};
@@ -51,6 +51,6 @@ pub async fn register(
         Ok(_) => Ok(Made { admin_client: Some(file.to_owned()), ..Made::default() }),
         // By another replica, a moment ago, with the same file.
         Err(AdminError::Taken) => Ok(Made::default()),
-        Err(error) => Err(failed("client", error)),
+        Err(error) => Err(refused("client", error)),
     }
 }
