@@ -33,7 +33,7 @@ pub struct Bound {
     pub ops_address: Option<SocketAddr>,
     /// Cancel it to drain and stop.
     pub shutdown: CancellationToken,
-    /// Cancel it to end the delay of a drain, see [`Options::drain_delay`].
+    /// Cancel it to end the delay of a drain, see [`Options::drain_delay`](super::Options::drain_delay).
     pub hurry: CancellationToken,
     pub(super) grpc: Listener,
     pub(super) grpc_routes: axum::Router,

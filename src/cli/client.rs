@@ -116,7 +116,7 @@ pub(super) struct Settings {
     /// An audience that its tokens may be good for; repeat for more.
     #[arg(long)]
     audience: Option<Vec<String>>,
-    /// What it may do with avouch itself: introspect, watch, revoke, sessions or admin, perhaps limited: watch:audience=orders,client=shop,subject=u1. Repeat for more.
+    /// What it may do with avouch itself: introspect, watch, revoke, sessions, admin or backup, perhaps limited: watch:audience=orders,client=shop,subject=u1. Repeat for more.
     #[arg(long, value_parser = grant, value_name = "RIGHT[:LIMITS]")]
     grant: Option<Vec<Grant>>,
     /// A certificate name (SPIFFE URI or DNS) by which it may authenticate; repeat for more.
@@ -184,7 +184,7 @@ fn grant(text: &str) -> Result<Grant, String> {
     let (name, limits) = text.split_once(':').unwrap_or((text, ""));
     let right = Right::from_str_name(&format!("RIGHT_{}", name.to_ascii_uppercase()))
         .filter(|right| *right != Right::Unspecified)
-        .ok_or("the right must be one of: introspect, watch, revoke, sessions, admin")?;
+        .ok_or("the right must be one of: introspect, watch, revoke, sessions, admin, backup")?;
     let mut grant = Grant { right: right.into(), ..Grant::default() };
     for limit in limits.split(',').filter(|limit| !limit.is_empty()) {
         match limit.split_once('=') {

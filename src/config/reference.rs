@@ -24,7 +24,7 @@ pub fn reference() -> String {
     }
     text.push_str(
         "\n# What a caller with a client certificate may do; repeat for each right. Rights:\n\
-         # introspect, watch, revoke, sessions, admin. The limits are optional.\n\
+         # introspect, watch, revoke, sessions, admin, backup. The limits are optional.\n\
          #[[grant]]\n\
          #certificate_name = \"spiffe://example.com/ns/shop/sa/orders\"\n\
          #right = \"watch\"\n\

@@ -15,14 +15,16 @@ pub enum Right {
     Revoke = 3,
     /// See sessions.
     Sessions = 4,
-    /// Keep users, clients and keys.
+    /// Keep users, clients and keys, and make backups.
     Admin = 5,
+    /// Make backups.
+    Backup = 6,
 }
 
 impl Right {
     /// Every right, in the order of its number.
-    pub const ALL: [Self; 5] =
-        [Self::Introspect, Self::Watch, Self::Revoke, Self::Sessions, Self::Admin];
+    pub const ALL: [Self; 6] =
+        [Self::Introspect, Self::Watch, Self::Revoke, Self::Sessions, Self::Admin, Self::Backup];
 
     /// The right with this number, as it is stored and on the wire.
     pub fn from_number(number: i32) -> Option<Self> {
@@ -37,6 +39,7 @@ impl Right {
             Self::Revoke => "revoke",
             Self::Sessions => "sessions",
             Self::Admin => "admin",
+            Self::Backup => "backup",
         }
     }
 }

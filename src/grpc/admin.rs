@@ -160,8 +160,10 @@ rpcs! {
             request: Request<pb::CreateBackupRequest>,
         ) -> Answer<Response<Self::CreateBackupStream>> {
             let peer = request.extensions().get::<Arc<PeerInfo>>().cloned();
-            let (call, pb::CreateBackupRequest {}) = self.call(request).await?;
-            let pieces = backup::create(&self.service, &call.caller, &call.origin, peer.as_ref());
+            let (metadata, extensions, pb::CreateBackupRequest {}) = request.into_parts();
+            let origin = self.callers.origin(&extensions);
+            let caller = self.callers.known(&metadata, &extensions).await?.caller;
+            let pieces = backup::create(&self.service, &caller, &origin, peer.as_ref());
             Ok(Response::new(pieces.await?))
         }
 

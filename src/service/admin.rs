@@ -81,10 +81,21 @@ impl Service {
         what: &'static str,
         origin: &Origin,
     ) -> Result<(), AdminError> {
+        self.may_one_of(&[Right::Admin], caller, what, origin)
+    }
+
+    /// Whether the caller has one of these rights, without a limit.
+    fn may_one_of(
+        &self,
+        rights: &[Right],
+        caller: &Caller,
+        what: &'static str,
+        origin: &Origin,
+    ) -> Result<(), AdminError> {
         if caller.identity == Identity::Anonymous {
             return Err(AdminError::Anonymous);
         }
-        if caller.may(Right::Admin, Resource::default()) {
+        if rights.iter().any(|right| caller.may(*right, Resource::default())) {
             return Ok(());
         }
         let happening = Happening::Denied { caller: describe(caller), what };
@@ -101,7 +112,18 @@ impl Service {
         what: &'static str,
         origin: &Origin,
     ) -> Result<(), AdminError> {
-        self.may_administer(caller, what, origin)?;
+        self.begin(&[Right::Admin], caller, what, origin).await
+    }
+
+    /// The same for what takes one of these rights.
+    pub(super) async fn begin(
+        &self,
+        rights: &[Right],
+        caller: &Caller,
+        what: &'static str,
+        origin: &Origin,
+    ) -> Result<(), AdminError> {
+        self.may_one_of(rights, caller, what, origin)?;
         let happening = Happening::Attempted { what, caller: describe(caller) };
         let recorded = self.journal.record_surely(self.now(), origin, happening).await;
         recorded.map_err(|Unrecorded| AdminError::Unrecorded)

@@ -7,7 +7,7 @@ use super::admin::AdminError;
 use super::journal::{Happening, Journal, Origin};
 use super::{Service, describe};
 use crate::crypto::stream::StreamSealer;
-use crate::domain::caller::Caller;
+use crate::domain::caller::{Caller, Right};
 use crate::domain::clock::Clock;
 use crate::store::backup::{Capture, CaptureError, Captured, Change, ChunkWriter, End, write_end};
 use crate::store::codec::SCHEMA_VERSION;
@@ -68,7 +68,8 @@ impl Service {
         caller: &Caller,
         origin: &Origin,
     ) -> Result<Backup, BackupError> {
-        self.begin_change(caller, "create_backup", origin).await.map_err(BackupError::Admin)?;
+        let rights = [Right::Backup, Right::Admin];
+        self.begin(&rights, caller, "create_backup", origin).await.map_err(BackupError::Admin)?;
         let capture = self.store.capture()?;
         let (sealer, head) = StreamSealer::new(&self.backup_key, SCHEMA_VERSION, &*self.entropy)
             .map_err(|_| BackupError::Internal("a backup cannot be sealed"))?;

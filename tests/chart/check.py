@@ -539,14 +539,14 @@ class Chart(unittest.TestCase):
             objects = render(profile(name))
             job = one(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
             grants = tomllib.loads(config(objects)).get("grant", [])
-            mine = [it for it in grants if it["right"] == "admin"]
+            mine = [it for it in grants if it["right"] == "backup"]
             claims = [it["metadata"]["name"] for it in objects if it["kind"] == "PersistentVolumeClaim"]
             kinds = {it["name"]: set(it) - {"name"} for it in job["spec"]["volumes"]}
             (made,) = [it for it in rules.containers(job["spec"]) if it["name"] == "backup"]
             if name == "full":
                 # The certificate is all that it shows, and the server lets it do just that.
                 named = profile(name)["backup"]["certificateName"]
-                self.assertEqual(mine, [{"certificate_name": named, "right": "admin"}])
+                self.assertEqual(mine, [{"certificate_name": named, "right": "backup"}])
                 self.assertNotIn("credentials", kinds)
                 self.assertEqual((claims, kinds["backup"]), (["id-backup"], {"persistentVolumeClaim"}))
                 self.assertIn("--keep=48", made["args"])

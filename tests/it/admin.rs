@@ -96,9 +96,10 @@ async fn nobody_without_the_right_administers_anything() {
     let bench = Bench::new().await;
     let tokens = bench.server.login(&bench.app, "ada").await;
     let admin = Grant::unlimited(Right::Admin);
+    let others = Right::ALL.into_iter().filter(|it| ![Right::Admin, Right::Backup].contains(it));
     let limited = [
         ("no-right", Vec::new()),
-        ("others", Right::ALL[..4].iter().map(|right| Grant::unlimited(*right)).collect()),
+        ("others", others.map(Grant::unlimited).collect()),
         ("audience", vec![Grant { audience: Some("orders".into()), ..admin.clone() }]),
         ("client", vec![Grant { client: Some("app".parse().expect("id")), ..admin.clone() }]),
         (
@@ -125,6 +126,32 @@ async fn nobody_without_the_right_administers_anything() {
     }
     assert!(bench.server.log().is_empty());
     bench.server.login(&bench.app, "ada").await;
+}
+
+/// What a backup holds is sealed: who makes them has to be trusted with nothing else.
+#[tokio::test]
+async fn who_may_make_backups_may_do_nothing_else_here() {
+    let bench = Bench::new().await;
+    let others = Right::ALL.into_iter().filter(|it| ![Right::Admin, Right::Backup].contains(it));
+    for (id, rights, may) in [
+        ("others", others.collect(), false),
+        ("admin", vec![Right::Admin], true),
+        ("backup", vec![Right::Backup], true),
+    ] {
+        let grants = rights.into_iter().map(Grant::unlimited).collect();
+        let caller = bench.server.add_client(Client { grants, ..client(id) }).await;
+        let token = bench.server.own_token(&caller).await;
+        let request = bearer(pb::CreateBackupRequest {}, &token);
+        let answer = bench.server.admin().create_backup(request).await.map(drop);
+        // Not every store has one to give.
+        let denied = answer.is_err_and(|status| status.code() == Code::PermissionDenied);
+        assert_eq!(denied, !may, "{id}");
+        if id == "backup" {
+            for (method, status) in every_rpc(&bench, Some(&token)).await {
+                assert_eq!(status.code(), Code::PermissionDenied, "{method}: {status:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

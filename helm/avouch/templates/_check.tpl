@@ -88,7 +88,7 @@ before what is no value at all. */}}
 {{- $backup := $v.backup -}}
 {{- if $backup.enabled -}}
 {{- if not (or $backup.credentialsSecretName $backup.certificateSecretName) -}}
-{{- $bad = append $bad "backup.enabled needs backup.credentialsSecretName, or backup.certificateSecretName: avouch client create backup --audience avouch --grant admin --save credentials.json" -}}
+{{- $bad = append $bad "backup.enabled needs backup.credentialsSecretName, or backup.certificateSecretName: avouch client create backup --audience avouch --grant backup --save credentials.json" -}}
 {{- end -}}
 {{- if and $backup.credentialsSecretName $backup.certificateSecretName -}}
 {{- $bad = append $bad "backup.credentialsSecretName and backup.certificateSecretName are both set: the job calls as one of them" -}}

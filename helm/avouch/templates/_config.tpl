@@ -78,7 +78,7 @@
 {{ end -}}
 {{- $grants := $v.grants -}}
 {{- if and $v.backup.enabled $v.backup.certificateName -}}
-{{- $grants = append $grants (dict "certificateName" $v.backup.certificateName "right" "admin") -}}
+{{- $grants = append $grants (dict "certificateName" $v.backup.certificateName "right" "backup") -}}
 {{- end -}}
 {{- range $grants }}
 [[grant]]

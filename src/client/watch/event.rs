@@ -85,6 +85,6 @@ pub enum WatchEvent {
         retry_in: Duration,
     },
     /// The server will not have this caller, or not this request. Asking again, with
-    /// [`Watch::next`], is for who has something new to say.
+    /// [`Watch::next`](super::Watch::next), is for who has something new to say.
     Refused(Code, String),
 }
