@@ -86,7 +86,12 @@ async fn watchers_leave_a_replica_that_lost_its_etcd_and_those_that_stay_are_not
     let refused = avouch::grpc::status::introspect(asked.expect_err("it cannot know"));
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "REPLICA_CUT_OFF"));
     way.mute(false);
-    while feed.replicas().expect("there may be others").len() < 2 {
+    // It is back, and so is the watcher that stays, which may have been between two tries.
+    let one_each = || {
+        let replicas = feed.replicas().expect("there may be others");
+        replicas.len() == 2 && replicas.values().all(|it| it.watchers == 1)
+    };
+    while !one_each() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let (_, counts) = revoke("three", 25).await;
