@@ -27,7 +27,7 @@ use crate::pb::v1::{BackupPoint, CreateBackupRequest};
 /// Writes go on meanwhile. The summary on stderr has the file's SHA-256.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  avouch backup avouch.backup --credentials avouch-data/admin-client.json\n  avouch backup - --credentials admin.json | ssh vault 'cat > avouch.backup'\n  avouch backup --directory /backups --keep 14 --credentials backup.json\n\n`avouch restore` reads it, `avouch verify-store --backup` checks it. Keep the\nkey elsewhere: it opens the file, and the encryption key is needed to serve."
+    after_help = "Examples:\n  avouch backup avouch.backup --credentials avouch-data/admin-client.json\n  avouch backup - --credentials backup.json | ssh vault 'cat > avouch.backup'\n  avouch backup --directory /backups --keep 14 --credentials backup.json\n\n`avouch restore` reads it, `avouch verify-store --backup` checks it. Keep the\nkey elsewhere: it opens the file, and the encryption key is needed to serve."
 )]
 pub(super) struct Backup {
     /// The file to write, mode 0600; - for stdout.

@@ -22,12 +22,13 @@ const FROZEN_AFTER: (Duration, Duration) = (Duration::from_millis(2_500), Durati
 const LONGEST_FROZEN: Duration = Duration::from_secs(30);
 
 impl Watch {
-    /// The replicas that were found, or else the endpoints that were named.
-    fn known_endpoints(&self) -> (Arc<[Endpoint]>, usize) {
+    /// Looks at the replicas that were found, or else at the endpoints that were named, and at the number of
+    /// the one to begin with.
+    fn with_endpoints<T>(&self, look: impl FnOnce(&[Endpoint], usize) -> T) -> T {
         let found = self.settings.replicas.as_ref().map(|replicas| Arc::clone(&replicas.borrow()));
         match found.filter(|replicas| !replicas.is_empty()) {
-            Some(replicas) => (replicas, self.first_replica),
-            None => (self.settings.endpoints.as_slice().into(), 0),
+            Some(replicas) => look(&replicas, self.first_replica),
+            None => look(&self.settings.endpoints, 0),
         }
     }
 
@@ -46,13 +47,14 @@ impl Watch {
     fn next_endpoint(&mut self) -> Option<Endpoint> {
         let next = self.next_endpoint;
         self.next_endpoint = next.wrapping_add(1);
-        let (endpoints, first) = self.known_endpoints();
-        endpoints.get(first.wrapping_add(next) % endpoints.len().max(1)).cloned()
+        self.with_endpoints(|endpoints, first| {
+            endpoints.get(first.wrapping_add(next) % endpoints.len().max(1)).cloned()
+        })
     }
 
     /// Leaves a replica that has said for too long nothing of being fresh.
     pub(super) fn move_on(&mut self, as_of: Timestamp, received: Instant) -> Result<(), Lost> {
-        let others = self.known_endpoints().0.len() > 1;
+        let others = self.with_endpoints(|endpoints, _| endpoints.len()) > 1;
         let Some(live) = &mut self.live else { return Ok(()) };
         let (since, moved) = live.stands(as_of, received);
         if moved {

@@ -272,7 +272,7 @@ impl Client {
                     if until <= began + self.request_timeout
                         && began.elapsed() >= self.request_timeout / 2
                     {
-                        member.is_silent();
+                        member.note_silence();
                         member.forget(&connection);
                     }
                     self.leave(index);
@@ -290,7 +290,7 @@ impl Client {
                 if status.code() == Code::Unavailable {
                     // It could not be connected to for as long.
                     if began.elapsed() >= self.request_timeout / 2 {
-                        member.is_silent();
+                        member.note_silence();
                     }
                     member.forget(&connection);
                 }

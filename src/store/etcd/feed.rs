@@ -120,7 +120,7 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Ended::Cut(error.to_string()),
         Err(_) => {
-            member.is_silent();
+            member.note_silence();
             return Ended::Cut("it did not begin in time".to_owned());
         }
     };
@@ -141,7 +141,7 @@ async fn watch(core: &Core, member: usize, next: &mut i64) -> Ended {
                 return Ended::Cut("its member is silent".to_owned());
             }
             () = sleep(core.client.request_timeout()), if !created => {
-                member.is_silent();
+                member.note_silence();
                 return Ended::Cut("it did not begin in time".to_owned());
             }
         };

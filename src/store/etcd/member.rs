@@ -86,7 +86,7 @@ impl Member {
     }
 
     /// It was asked and said nothing. It is asked after others for a while, and watches leave it.
-    pub(super) fn is_silent(&self) {
+    pub(super) fn note_silence(&self) {
         self.silent.send_replace(Some(Instant::now()));
     }
 

@@ -162,7 +162,7 @@ impl EtcdBoard {
         let mut silences = member.silences();
         let begun = timeout(core.client.request_timeout(), self.watch(member, revision + 1)).await;
         let mut watch = begun.map_err(|_| {
-            member.is_silent();
+            member.note_silence();
             CallError::Unknown("no watch in time".to_owned())
         })??;
         loop {

@@ -11,14 +11,20 @@ use crate::harness::{Server, options};
 use crate::peers::rig::{LOG, waiting};
 use crate::process::PATIENCE;
 
-#[tokio::test]
-async fn it_follows_one_replica_of_many_and_another_when_that_goes() {
+/// Two servers over one memory.
+async fn two() -> Vec<Server> {
     let memory = SharedMemory::new(LOG);
     let mut servers = Vec::new();
     for _ in 0..2 {
         let store = StoreOptions::Shared(memory.replica());
         servers.push(Server::with_system_clock(options(store)).await);
     }
+    servers
+}
+
+#[tokio::test]
+async fn it_follows_one_replica_of_many_and_another_when_that_goes() {
+    let mut servers = two().await;
     let client = servers[0].powerful("sidecar").await;
     let app = servers[0].first_party("app").await;
     servers[0].add_user("ada").await;
@@ -44,12 +50,7 @@ async fn it_follows_one_replica_of_many_and_another_when_that_goes() {
 /// In the order in which a name is answered they would all be at the same one.
 #[tokio::test]
 async fn sidecars_spread_over_the_replicas() {
-    let memory = SharedMemory::new(LOG);
-    let mut servers = Vec::new();
-    for _ in 0..2 {
-        let store = StoreOptions::Shared(memory.replica());
-        servers.push(Server::with_system_clock(options(store)).await);
-    }
+    let servers = two().await;
     let client = servers[0].powerful("sidecar").await;
     let names = Names::new([servers[0].grpc, servers[1].grpc]);
     let followers = |server: &Server| server.service.feed().watchers().len();

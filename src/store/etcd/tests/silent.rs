@@ -92,7 +92,7 @@ async fn watches_leave_a_member_that_says_nothing() {
     let member = engine.core.client.current();
     // Only the watch of the events goes elsewhere: the calls were answered, as far as they know.
     let moved = ways.another_is_connected_to(member);
-    engine.core.client.member(member).unwrap().is_silent();
+    engine.core.client.member(member).unwrap().note_silence();
     moved.await;
 
     // That of the replicas' notes begins with the first, and tells of everything once it has begun.
@@ -103,7 +103,7 @@ async fn watches_leave_a_member_that_says_nothing() {
     // The watch may not have begun when it is said for the first time.
     let again = async {
         loop {
-            engine.core.client.member(0).unwrap().is_silent();
+            engine.core.client.member(0).unwrap().note_silence();
             let soon = tokio::time::timeout(Duration::from_millis(100), notes.recv());
             if let Ok(change) = soon.await {
                 return change;
@@ -124,11 +124,11 @@ async fn who_was_silent_is_asked_last() {
     let mut silences = member(0).silences();
     let mut watch = Box::pin(fell_silent(&client, 0, &mut silences));
     assert_eq!(watch.as_mut().now_or_never(), None);
-    member(1).is_silent();
+    member(1).note_silence();
     assert_eq!((client.after(0), client.after(1), client.after(2)), (2, 2, 0));
     assert_eq!(watch.as_mut().now_or_never(), None, "another's silence is none of its own");
-    member(2).is_silent();
-    member(0).is_silent();
+    member(2).note_silence();
+    member(0).note_silence();
     // All are: one after another, and whoever waits at one goes on waiting.
     assert_eq!((client.after(0), client.after(1), client.after(2)), (1, 2, 0));
     assert_eq!(watch.as_mut().now_or_never(), None);
@@ -142,7 +142,7 @@ async fn a_watch_leaves_where_there_is_better() {
     let mut silences = member.silences();
     assert_eq!(fell_silent(&client, 0, &mut silences).now_or_never(), None);
     // Also where nobody waits just then.
-    member.is_silent();
+    member.note_silence();
     let mut watch = Box::pin(fell_silent(&client, 0, &mut silences));
     assert_eq!(watch.as_mut().now_or_never(), Some(()));
 }
